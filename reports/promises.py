@@ -1,0 +1,81 @@
+"""The promises, read from the first docstring line of the tests that hold them.
+
+`python -m reports.promises` writes their table into README.md; with --check it only says whether it is true.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+ROOT = Path(__file__).parent.parent
+FIRST_LINE = re.compile(r"(?P<id>[A-Z]+-\d+): (?P<statement>\S.*\bMUST\b.*)")
+BEGIN, END = "<!-- promises -->", "<!-- /promises -->"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One sentence with MUST, its id, and where it is held."""
+
+    id: str
+    statement: str
+    area: str
+    file: str
+    function: str
+
+
+def parse(docstring: str | None) -> tuple[str, str] | None:
+    """(id, statement) of a check's docstring, None for a function that is no check."""
+    first = (docstring or "").strip().split("\n\n")[0]
+    match = FIRST_LINE.fullmatch(" ".join(first.split()))
+    return (match["id"], match["statement"]) if match else None
+
+
+def find(suites: Path = ROOT / "suites") -> list[Promise]:
+    """Every promise under a folder of suites. Raises ValueError where one id stands for two sentences."""
+    found: list[Promise] = []
+    for path in sorted(suites.rglob("test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            said = parse(ast.get_docstring(node)) if isinstance(node, ast.FunctionDef) else None
+            if said and isinstance(node, ast.FunctionDef):
+                found.append(Promise(*said, path.parent.name, path.relative_to(suites.parent).as_posix(), node.name))
+    sentences: dict[str, str] = {}
+    for promise in found:
+        if sentences.setdefault(promise.id, promise.statement) != promise.statement:
+            raise ValueError(f"{promise.file}: {promise.id} already stands for another sentence")
+    return found
+
+
+def table(promises: list[Promise]) -> str:
+    """The promises as a Markdown table, a row each, in the order of their ids."""
+    rows = {p.id: (p.id, p.statement, f"[{p.file.split('/', 1)[1]}]({p.file})") for p in promises}
+
+    def order(identifier: str) -> tuple[str, int]:
+        name, number = identifier.split("-")
+        return name, int(number)
+
+    return tabulate([rows[k] for k in sorted(rows, key=order)], ("id", "promise", "held in"), tablefmt="github")
+
+
+def main(arguments: list[str]) -> int:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    wanted = f"{head}{BEGIN}\n{table(find())}\n{END}{tail}"
+    if wanted == text:
+        return 0
+    if "--check" in arguments:
+        print("README.md: the table of promises is not what the tests say: run `python -m reports.promises`")
+        return 1
+    readme.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

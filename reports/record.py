@@ -1,0 +1,102 @@
+"""One JSON line about one check, appended and flushed as it is judged."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+OUTCOMES = ("passed", "failed", "waived", "inconclusive", "unverified")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one check measured, what was allowed, and what followed."""
+
+    check: str
+    promise: str
+    statement: str
+    area: str
+    outcome: str
+    subject: str = ""
+    device: str = ""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    judgements: tuple[Mapping[str, Any], ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+    crash: bool = False
+    waiver: Mapping[str, str] | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    seed: int = 0
+    rerun: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"{self.check}: {self.outcome!r} is no outcome; there are {', '.join(OUTCOMES)}")
+
+    @property
+    def headroom(self) -> float | None:
+        """The largest measured ÷ allowed of its judgements; None where all were exact."""
+        found = [float(j["headroom"]) for j in self.judgements if j.get("headroom") is not None]
+        return max(found) if found else None
+
+    @property
+    def tightest(self) -> Mapping[str, Any] | None:
+        """The judgement with the largest measured ÷ allowed."""
+        judged = [j for j in self.judgements if j.get("headroom") is not None]
+        return max(judged, key=lambda j: float(j["headroom"])) if judged else None
+
+    def line(self) -> str:
+        return json.dumps(_plain(asdict(self)), sort_keys=True, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no Inf: they are kept as words, which `float()` reads back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def append(path: Path, record: Record) -> None:
+    """Write one line and have it on the disk before the next check starts."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(record.line() + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read(path: Path) -> list[Record]:
+    """All records of a run. The last line of a run that was killed may be cut: it is left out.
+
+    Raises ValueError with file and line for anything else that is not a record of this schema.
+    """
+    known = {f.name for f in fields(Record)}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA or not set(data) <= known:
+            raise ValueError(f"{path}, line {number}: not a record of schema {SCHEMA}")
+        data["judgements"] = tuple(data.get("judgements", ()))
+        data["warnings"] = tuple(data.get("warnings", ()))
+        records.append(Record(**data))
+    return records

@@ -1,0 +1,85 @@
+"""report.md from a run's folder alone: `python -m reports.render RUN`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from reports import summary
+from reports.record import Record, read
+
+
+def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """A run as Markdown: verdict, stack, what was not verified, promises, what did not pass, how to reproduce."""
+    lines = [
+        "# Conformance report",
+        f"**{_cell(run['verdict']['sentence'])}**",
+        tabulate(
+            [(k, _cell(v)) for k, v in _facts(run, environment)], ("", "what this run stood on"), tablefmt="github"
+        ),
+        "## What was not verified",
+        "\n".join(f"- {_cell(line)}" for line in _unverified(records, run)) or "Nothing that was owed.",
+        "## Promises",
+        _table(summary.by_promise(records), ("promise", "sentence", "checks", "outcome", "most of allowed", "seconds")),
+    ]
+    if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
+        lines.append("## What did not pass")
+        lines += [_failure(r) for r in bad]
+    lines += [
+        "## Tightest passes",
+        _table(summary.tightest(records, 20), ("promise", "check", "quantity", "measured ÷ allowed")),
+        "## Reproduce",
+        f"```\n{run.get('command', '')}\n```",
+        "Every record in records.jsonl carries its own rerun command and seed.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _facts(run: Mapping[str, Any], environment: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    versions = environment.get("versions", {})
+    return [
+        ("deployment", run.get("deployment", "")),
+        ("model", run.get("model", "")),
+        ("when", run.get("started", "")),
+        ("stack", summary.stack(environment)),
+        ("CUDA, cuDNN", f"{environment.get('cuda') or 'none'}, {environment.get('cudnn') or 'none'}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
+        ("attention kernels", "; ".join(f"{k}: {', '.join(v)}" for k, v in environment.get("kernels", {}).items())),
+        ("seed, seconds", f"{run.get('seed', 0)}, {run.get('seconds', 0):.0f}"),
+    ]
+
+
+def _unverified(records: Sequence[Record], run: Mapping[str, Any]) -> list[str]:
+    told = [f"{r.promise} {summary.short(r.check)}: {r.message}" for r in records if r.outcome == "unverified"]
+    return [*run.get("notes", ()), *told]
+
+
+def _failure(record: Record) -> str:
+    waived = f"\n\nWaived: {_cell(json.dumps(record.waiver, sort_keys=True))}" if record.waiver else ""
+    return f"### {record.outcome}: `{record.check}`\n\n```\n{record.message.replace('```', '` ` `')}\n```{waived}"
+
+
+def _table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
+    return tabulate([[_cell(c) for c in row] for row in rows], header, tablefmt="github", disable_numparse=True)
+
+
+def _cell(value: Any) -> str:
+    """Text that cannot break out of a table's cell."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def main(arguments: list[str]) -> int:
+    folder = Path(arguments[0])
+    run, environment = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("run", "environment"))
+    text = markdown(read(folder / "records.jsonl"), run, environment)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""What a person reads first: the verdict, everything that did not pass, and the tightest passes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from reports.record import Record
+from reports.verdict import Verdict
+
+TIGHTEST = 8
+
+
+def first_line(text: str, limit: int = 110) -> str:
+    line = text.strip().split("\n")[0]
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def short(check: str) -> str:
+    """A node id without the folder that all of them share."""
+    return check.removeprefix("suites/")
+
+
+def not_passed(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
+    """outcome, promise, check and why, of every check that did not pass."""
+    return [(r.outcome, r.promise, short(r.check), first_line(r.message)) for r in records if r.outcome != "passed"]
+
+
+def tightest(records: Sequence[Record], count: int = TIGHTEST) -> list[tuple[str, str, str, str]]:
+    """promise, check, quantity and measured ÷ allowed of the passes nearest to their allowance."""
+    passed = [(r, h) for r in records if r.outcome == "passed" and (h := r.headroom) is not None]
+    passed.sort(key=lambda pair: -pair[1])
+    return [
+        (r.promise, short(r.check), str((r.tightest or {}).get("quantity", "")), f"{h:.2f}") for r, h in passed[:count]
+    ]
+
+
+def by_promise(records: Sequence[Record]) -> list[tuple[str, str, int, str, str, str]]:
+    """promise, sentence, checks, what they came to, largest measured ÷ allowed, seconds."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.promise].append(record)
+    rows = []
+    for promise, group in sorted(groups.items()):
+        outcomes: dict[str, int] = defaultdict(int)
+        for record in group:
+            outcomes[record.outcome] += 1
+        told = ", ".join(f"{n} {word}" for word, n in outcomes.items())
+        headrooms = [h for r in group if (h := r.headroom) is not None]
+        most = f"{max(headrooms):.2f}" if headrooms else "exact"
+        rows.append((promise, group[0].statement, len(group), told, most, f"{sum(r.seconds for r in group):.0f}"))
+    return rows
+
+
+def stack(environment: Mapping[str, Any]) -> str:
+    """The stack in one line."""
+    gpus = ", ".join(f"{g['name']} (sm {g['capability']})" for g in environment.get("gpus", ())) or "no GPU"
+    versions = environment.get("versions", {})
+    named = [f"{name} {versions[name]}" for name in ("torch", "transformers", "bitsandbytes") if name in versions]
+    driver = [f"driver {environment['driver']}"] if environment.get("driver") else []
+    return " · ".join([gpus, *driver, *named, f"Python {environment.get('python', '?')}", str(environment.get("cpu", ""))])
+
+
+def terminal(records: Sequence[Record], verdict: Verdict, notes: Sequence[str]) -> str:
+    """The end of a run's output."""
+    blocks = []
+    if bad := not_passed(records):
+        blocks.append(tabulate(bad, ("outcome", "promise", "check", "why"), tablefmt="simple"))
+    if near := tightest(records):
+        blocks.append(tabulate(near, ("promise", "tightest passes", "quantity", "measured ÷ allowed"), disable_numparse=True))
+    blocks.extend(notes)
+    blocks.append(verdict.sentence)
+    return "\n\n".join(blocks)

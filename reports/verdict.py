@@ -1,0 +1,63 @@
+"""From records to one sentence and an exit code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from reports.record import Record
+
+EXIT = {"conformant": 0, "non-conformant": 1, "bad input": 4, "unverified": 5, "partial": 6}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """conformant, non-conformant, partial, unverified or bad input; why; and the exit code."""
+
+    name: str
+    sentence: str
+    exit_code: int
+
+
+def judge(
+    records: Sequence[Record],
+    *,
+    owed: Collection[str],
+    scope: str,
+    stale: Sequence[str] = (),
+    interrupted: bool = False,
+    nothing: str = "",
+    allow_partial: bool = False,
+) -> Verdict:
+    """The verdict of a run.
+
+    `owed`: ids of the promises that the run's scope owes; `stale`: waivers whose check passed; `interrupted`: the
+    run did not reach its end; `nothing`: why no check could run, if that is known.
+    """
+    count = Counter(r.outcome for r in records)
+    verified = count["passed"] + count["failed"] + count["waived"]
+    silent = sorted(set(owed) - {r.promise for r in records})
+
+    parts = [f"{count[word]} {word}" for word in ("passed", "failed", "waived", "inconclusive", "unverified") if count[word]]
+    if silent:
+        parts.append(f"no check of {', '.join(silent)}")
+    if interrupted:
+        parts.append("stopped before its end")
+    if not records:
+        parts.insert(0, nothing or "no check ran")
+    told = f"{'; '.join([', '.join(parts[:5]), *parts[5:]])} ({scope})"
+
+    if count["failed"]:
+        return _verdict("non-conformant", told)
+    if stale:
+        return _verdict("bad input", f"stale {'; stale '.join(stale)}: passed, so remove it; {told}")
+    if not verified:
+        return _verdict("unverified", told)
+    if count["inconclusive"] or count["unverified"] or silent or interrupted:
+        return _verdict("partial", told, 0 if allow_partial and not interrupted else None)
+    return _verdict("conformant", told)
+
+
+def _verdict(name: str, told: str, code: int | None = None) -> Verdict:
+    return Verdict(name, f"{name}: {told}", EXIT[name] if code is None else code)

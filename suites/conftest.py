@@ -1,0 +1,216 @@
+"""What the checks ask for by name: subjects under test by parameter, inputs, truth, and a judge."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fixtures import inputs, text
+from fixtures.judgement import Judge, Unverified
+from fixtures.models import VOCABULARY
+from fixtures.subjects import Absent
+
+# What a check calls a subject -> its kind in the registry and in a deployment's claims.
+KINDS = {
+    "attention": "attention",
+    "kv_cache": "kv_caches",
+    "encoding": "positions",
+    "quantizer": "quantizers",
+    "case": "models",
+}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every subject of each kind that a check asks for, in each dtype, on each device."""
+    bench = _bench(metafunc.config)
+    claims = bench.deployment.claims
+    given = {name for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark)}
+    for name, kind in KINDS.items():
+        if name in metafunc.fixturenames and name not in given:
+            subjects = bench.registry.of(kind, claims.get(kind, ()))
+            subjects += bench.served.absent if kind == "models" else []
+            metafunc.parametrize(name, subjects, ids=[s.name for s in subjects], indirect=True)
+    if "dtype" in metafunc.fixturenames and "dtype" not in given:
+        metafunc.parametrize("dtype", DTYPES, ids=[_short(d) for d in DTYPES])
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", _devices(bench), indirect=True)
+
+
+def _names(mark: pytest.Mark) -> list[str]:
+    names = mark.args[0]
+    return [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _bench(config: pytest.Config) -> Any:
+    """The run's state, by the name of its key: this file and the wiring are loaded apart."""
+    return next(value for value in config.stash._storage.values() if type(value).__name__ == "Bench")
+
+
+def _devices(bench: Any) -> list[Any]:
+    here = bench.environment.devices
+    missing = [d for d in bench.deployment.claims.get("devices", ()) if d not in here]
+    found = [pytest.param(d, id=d, marks=[pytest.mark.gpu] if d == "cuda" else []) for d in here]
+    return found + [
+        pytest.param(Absent(d, f"{d} is claimed: {bench.explain() or 'there is none'}"), id=d, marks=pytest.mark.gpu)
+        for d in missing
+    ]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What a subject declares not to take is not collected; what is absent is asked for once a promise."""
+    kept, asked, refused = [], set(), Counter[str]()
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        reason = _refusal(item, params)
+        absent = [v.name for v in params.values() if isinstance(v, Absent)]
+        once = (item.function if isinstance(item, pytest.Function) else item, *absent, str(params.get("device")))
+        if reason or (absent and once in asked):
+            refused[reason or ""] += 1
+            continue
+        asked.add(once)
+        kept.append(item)
+    items[:] = kept
+    refused.pop("", None)
+    _bench(config).not_here = refused
+
+
+def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
+    device, dtype = params.get("device", "cpu"), params.get("dtype")
+    for subject in params.values():
+        if not hasattr(subject, "refuses") or subject is device:
+            continue
+        declared = vars(subject) | dict(getattr(subject, "declared", {}))
+        for mark in item.iter_markers("applies"):
+            for key, wanted in mark.kwargs.items():
+                if key in declared and declared[key] not in wanted:
+                    return f"{subject.name} has {key} {declared[key]}"
+        reason: str | None = subject.refuses(getattr(device, "name", device), dtype, params)
+        if reason:
+            return reason
+    return None
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, bench: Any) -> torch.device:
+    """The device that the check runs on."""
+    if isinstance(request.param, Absent):
+        raise Unverified(request.param.reason)
+    if bench.lost and request.param == "cuda":
+        raise Unverified(bench.lost)
+    return torch.device(request.param)
+
+
+def _here(request: pytest.FixtureRequest) -> Any:
+    if isinstance(request.param, Absent):
+        raise Unverified(request.param.reason)
+    return request.param
+
+
+@pytest.fixture
+def attention(request: pytest.FixtureRequest) -> Any:
+    """An attention backend."""
+    return _here(request)
+
+
+@pytest.fixture
+def kv_cache(request: pytest.FixtureRequest) -> Any:
+    """A key-value cache."""
+    return _here(request)
+
+
+@pytest.fixture
+def encoding(request: pytest.FixtureRequest) -> Any:
+    """A positional encoding."""
+    return _here(request)
+
+
+@pytest.fixture
+def quantizer(request: pytest.FixtureRequest) -> Any:
+    """A quantizer."""
+    return _here(request)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Any:
+    """A model case."""
+    return _here(request)
+
+
+@pytest.fixture
+def judge(request: pytest.FixtureRequest) -> Judge:
+    """The judge of this check's promise."""
+    return Judge(str(request.function.__doc__).split(":")[0].strip())
+
+
+@pytest.fixture
+def draw(request: pytest.FixtureRequest, bench: Any) -> torch.Generator:
+    """Random numbers that depend on --seed and on the check, not on the device."""
+    return inputs.generator(bench.seed, request.node.nodeid.removesuffix("-cuda]").removesuffix("-cpu]"))
+
+
+@pytest.fixture
+def make_qkv(draw: torch.Generator, dtype: torch.dtype, device: torch.device) -> Callable[..., inputs.Qkv]:
+    """Queries, keys and values of a shape, in the check's dtype on its device."""
+    return lambda shape: inputs.qkv(shape, dtype, device, draw)
+
+
+@pytest.fixture
+def model(bench: Any, case: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """The case's model, loaded once a session."""
+    return bench.shelf.model(case, dtype, device)
+
+
+@pytest.fixture
+def make_ids(case: Any, draw: torch.Generator, device: torch.device) -> Callable[[int, int], Tensor]:
+    """Token ids `(batch, length)`: random ones for a seeded model, starts of documents for a served one."""
+
+    def make(batch: int, length: int) -> Tensor:
+        if case.real:
+            return torch.cat(tokenize(case, text.documents()[:batch], length)).to(device)
+        return inputs.tokens(batch, length, VOCABULARY, draw).to(device)
+
+    return make
+
+
+@pytest.fixture
+def truth(bench: Any, case: Any, judge: Judge) -> Callable[..., Tensor]:
+    """Logits by the independent decoder: `truth(model, ids, dtype, positions=None)`."""
+
+    def compute(model: Any, ids: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:
+        judge.evidence["oracle"] = bench.shelf.oracle(model)
+        return bench.shelf.logits(case, model, ids, dtype, positions)
+
+    return compute
+
+
+@pytest.fixture
+def tokenized(case: Any) -> Callable[[int], list[Tensor]]:
+    """All documents of the frozen text, each cut to so many tokens: `(1, length)` int64."""
+    return lambda length: tokenize(case, text.documents(), length)
+
+
+def tokenize(case: Any, documents: list[str], length: int) -> list[Tensor]:
+    """Each document's first `length` tokens, `(1, length)` int64."""
+    tokenizer = _tokenizer(case.checkpoint())
+    return [tokenizer(d, return_tensors="pt", add_special_tokens=False).input_ids[:, :length] for d in documents]
+
+
+@cache
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,24 @@
+"""Decoding with a cache computes what one prefill of the whole sequence computes."""
+
+import pytest
+import torch
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", [1, 33], ids=["prompt-1", "prompt-33"])
+def test_decode_is_as_accurate_as_prefill(case, kv_cache, dtype, prompt, device, model, make_ids, truth, judge):
+    """KV-1: logits decoded token by token with a cache MUST be as close to float64 as those of one plain prefill."""
+    batch, length = 2, 64
+    ids = make_ids(batch, length)
+    cache = kv_cache.make(model.config, batch, length)
+
+    decoded = [model(ids[:, :prompt], past_key_values=cache, use_cache=True).logits]
+    fed = []
+    for position in range(prompt, length):
+        step = ids[:, position : position + 1]
+        fed.append(step.shape[1])
+        decoded.append(model(step, past_key_values=cache, use_cache=True).logits)
+
+    judge.exactly("tokens fed a step", str(set(fed)), "{1}")
+    judge.exactly("tokens in the cache", int(cache.get_seq_length()), length)
+    judge(torch.cat(decoded, 1), truth(model, ids, dtype), truth(model, ids, torch.float64))
