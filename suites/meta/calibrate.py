@@ -1,0 +1,157 @@
+"""How far a healthy stack is from the truth, over many seeds, and the slacks that follow.
+
+`python -m suites.meta.calibrate --seeds 20` runs every seeded check that many times in one process, and one whole run
+with the served model, and writes what was measured to `fixtures/calibration/`, a table for each device. Then, and with
+`--derive` alone, it writes `fixtures/slacks.toml` from all tables that are there. Nothing in that file is set by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import math
+import re
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from fixtures import environment, judgement
+from reports.record import Record, read
+
+ROOT = Path(__file__).parent.parent.parent
+TABLES = ROOT / "fixtures" / "calibration"
+HEADER = ("promise", "quantity", "dtype", "samples", "median", "p99", "maximum", "where", "checks")
+
+# A healthy maximum is at most half of what is allowed; of a ratio that ought to be 1, its distance from 1 is.
+POLICY = 2.0
+
+
+class Sample(NamedTuple):
+    """One number of a healthy check, on the scale on which its slack is given."""
+
+    value: float
+    check: str
+
+
+def samples(records: list[Record]) -> dict[tuple[str, str, str], list[Sample]]:
+    """(promise, quantity, dtype) -> what healthy checks measured. Raises ValueError where one did not measure."""
+    found: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
+    for record in records:
+        if record.crash or record.outcome in ("unverified", "inconclusive"):
+            raise ValueError(f"{record.check} did not measure: {record.message}")
+        for judged in record.judgements:
+            quantity = re.sub(r"^.*\b(worst row|overall|gain)$", r"\1", str(judged["quantity"]))
+            if judged["headroom"] is None:
+                if judged["outcome"] != "passed":
+                    raise ValueError(f"{record.check} is not healthy: {judged['quantity']} is {judged['measured']}")
+                continue
+            value = float(judged["measured"])
+            if quantity in ("worst row", "overall", "gain"):
+                found[record.promise, quantity, judged["dtype"]].append(Sample(value, record.check))
+            elif "÷" in quantity:
+                found[record.promise, quantity, "any"].append(Sample(max(value, 1 / value), record.check))
+    return found
+
+
+def write_table(path: Path, measured: dict[tuple[str, str, str], list[Sample]], stack: str) -> None:
+    """One line for each promise, quantity and dtype."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        stream.write(f"# {stack}\n")
+        table = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        table.writerow(HEADER)
+        for key, found in sorted(measured.items()):
+            ordered = sorted(found)
+            p99 = ordered[math.ceil(0.99 * len(ordered)) - 1].value
+            worst = ordered[-1]
+            numbers = (f"{x:.5g}" for x in (ordered[len(ordered) // 2].value, p99, worst.value))
+            table.writerow((*key, len(ordered), *numbers, worst.check.split("::")[1], len({s.check for s in ordered})))
+
+
+def derive() -> str:
+    """The text of slacks.toml: twice the largest healthy number of any table, to two digits, rounded up."""
+    worst: dict[tuple[str, str, str], tuple[float, str]] = {}
+    count: dict[tuple[str, str, str], int] = defaultdict(int)
+    for path in sorted(TABLES.glob("*.tsv")):
+        with path.open(encoding="utf-8") as stream:
+            next(stream)
+            for row in csv.DictReader(stream, delimiter="\t"):
+                key = row["promise"], row["quantity"], row["dtype"]
+                count[key] += int(row["samples"])
+                worst[key] = max(worst.get(key, (0.0, "")), (float(row["maximum"]), f"{path.stem}: {row['where']}"))
+    lines = [
+        "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
+        f"# Policy: slack = {POLICY:g} × the healthy maximum, two digits, rounded up; for a ratio that ought to be 1",
+        "# (dtype `any`), 1 + that of its distance from 1.",
+    ]
+    for (promise, quantity, dtype), (healthy, where) in sorted(worst.items()):
+        lines += [
+            "",
+            f'["{promise}"."{quantity}".{dtype}]',
+            f"slack = {1 + slack(healthy - 1) if dtype == 'any' else slack(healthy):g}",
+            f"healthy = {healthy}",
+            f"samples = {count[promise, quantity, dtype]}",
+            f'where = "{where}"',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def slack(healthy: float) -> float:
+    """Twice a healthy maximum, rounded up to two digits. A number that is always exact still gets a millionth."""
+    wanted = max(POLICY * healthy, 1e-6)
+    step = 10.0 ** (math.floor(math.log10(wanted)) - 1)
+    return float(f"{math.ceil(wanted / step - 1e-9) * step:.2g}")
+
+
+class Measuring:
+    """While calibrating there is nothing to allow yet: every slack is infinite, and only exact judgements count."""
+
+    def __enter__(self) -> None:
+        self.before = judgement.Judge._slack
+        judgement.Judge._slack = lambda judge, quantity, dtype: (math.inf, "calibrating")  # type: ignore[method-assign]
+
+    def __exit__(self, *error: Any) -> None:
+        judgement.Judge._slack = self.before  # type: ignore[method-assign]
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--name", default="", help="name of the tables, by default the device's type")
+    parser.add_argument("--only-cuda", action="store_true", help="leave the CPU's table as it is")
+    parser.add_argument("--derive", action="store_true", help="only write slacks.toml from the tables")
+    chosen = parser.parse_args(arguments)
+    if not chosen.derive:
+        measure(chosen)
+    (ROOT / "fixtures" / "slacks.toml").write_text(derive(), encoding="utf-8")
+    return 0
+
+
+def measure(chosen: argparse.Namespace) -> None:
+    records: list[Record] = []
+    with Measuring(), tempfile.TemporaryDirectory() as folder:
+        for seed in range(chosen.first, chosen.first + chosen.seeds):
+            report = Path(folder) / str(seed)
+            small = [] if seed == chosen.first else ["-k", "not served"]
+            gpu = ["-m", "gpu"] if chosen.only_cuda else []
+            command = ["-q", "--no-header", "--tb=line", "--seed", str(seed), "--report", str(report), *small, *gpu]
+            pytest.main(["--rootdir", str(ROOT), *command])
+            records += read(report / "records.jsonl")
+    here = environment.probe()
+    stack = f"{datetime.date.today()}, seeds {chosen.first} to {chosen.first + chosen.seeds - 1}, {here.cpu}, "
+    stack += ", ".join(f"{k} {v}" for k, v in here.versions.items() if k in ("torch", "transformers", "bitsandbytes"))
+    for device in here.devices:
+        mine = [r for r in records if r.device == device]
+        if mine:
+            gpu = f", {here.gpus[0].name}, driver {here.driver}" if device == "cuda" else ""
+            write_table(TABLES / f"{chosen.name or device}.tsv", samples(mine), stack + gpu)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
