@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from reports.record import Record
+from reports.record import OUTCOMES, Record
 
 EXIT = {"conformant": 0, "non-conformant": 1, "bad input": 4, "unverified": 5, "partial": 6}
 
@@ -39,14 +39,13 @@ def judge(
     verified = count["passed"] + count["failed"] + count["waived"]
     silent = sorted(set(owed) - {r.promise for r in records})
 
-    parts = [f"{count[word]} {word}" for word in ("passed", "failed", "waived", "inconclusive", "unverified") if count[word]]
-    if silent:
+    counts = [f"{count[word]} {word}" for word in OUTCOMES if count[word]]
+    parts = [", ".join(counts) or nothing or "no check ran"]
+    if silent and records:
         parts.append(f"no check of {', '.join(silent)}")
     if interrupted:
         parts.append("stopped before its end")
-    if not records:
-        parts.insert(0, nothing or "no check ran")
-    told = f"{'; '.join([', '.join(parts[:5]), *parts[5:]])} ({scope})"
+    told = f"{'; '.join(parts)} ({scope})"
 
     if count["failed"]:
         return _verdict("non-conformant", told)

@@ -141,7 +141,7 @@ def measure(chosen: argparse.Namespace) -> None:
             small = [] if seed == chosen.first else ["-k", "not served"]
             gpu = ["-m", "gpu"] if chosen.only_cuda else []
             command = ["-q", "--no-header", "--tb=line", "--seed", str(seed), "--report", str(report), *small, *gpu]
-            pytest.main(["--rootdir", str(ROOT), *command])
+            pytest.main(["--rootdir", str(ROOT), "-p", "suites.meta.acme", *command])
             records += read(report / "records.jsonl")
     here = environment.probe()
     stack = f"{datetime.date.today()}, seeds {chosen.first} to {chosen.first + chosen.seeds - 1}, {here.cpu}, "

@@ -1,0 +1,58 @@
+"""What the suite's own tests ask for: a conformance run inside a test, and warnings that are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from reports.record import Record, read
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytest_plugins = ["pytester"]
+
+# Warnings are errors in here, but not those that the libraries under test raise at us.
+IGNORED = [
+    "ignore:.*torch.jit.script:DeprecationWarning",  # bitsandbytes, optimum-quanto
+    "ignore::FutureWarning:transformers",  # 4.57 about 5
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for rule in reversed(["error", *IGNORED]):
+                item.add_marker(pytest.mark.filterwarnings(rule))
+
+
+class Outcome(NamedTuple):
+    """A conformance run: its exit code, its records, and what it printed."""
+
+    code: int
+    records: list[Record]
+    printed: str
+
+    @property
+    def verdict(self) -> str:
+        """The line that says what it came to."""
+        words = ("conformant:", "non-conformant:", "partial:", "unverified:", "bad input:")
+        return next((line for line in self.printed.splitlines() if line.startswith(words)), "")
+
+
+@pytest.fixture
+def conformance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the suite, or a part of it, in this process: `conformance("suites/attention", "-k", "float32")`."""
+
+    def run(*arguments: str | Path, plugins: list[object] | None = None) -> Outcome:
+        folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        capsys.readouterr()
+        fixed = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "--report", str(folder), "-p", "no:terminalprogress"]
+        code = pytest.main([*fixed, *map(str, arguments)], plugins=plugins)
+        found = folder / "records.jsonl"
+        captured = capsys.readouterr()
+        return Outcome(int(code), read(found) if found.exists() else [], captured.out + captured.err)
+
+    return run

@@ -1,0 +1,113 @@
+"""Faults of key-value caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suites.meta.faults import fault, swapped, swapped_item
+from suites.meta.faults.positions import rotary
+
+DECODE = ("kv_cache/test_decode.py", "llama-gqa and float32 and prompt-33")
+
+
+@contextmanager
+def masks(change: Callable[[Any, dict[str, Any]], Any]) -> Iterator[None]:
+    """Patch transformers' mask builders. change(build, keywords) -> mask."""
+    from transformers import AttentionMaskInterface
+
+    mapping = AttentionMaskInterface._global_mapping
+    with ExitStack() as stack:
+        for name in ("sdpa", "eager"):
+            build = mapping[name]
+            patched = lambda *args, build=build, **keywords: change(build, dict(keywords))  # noqa: E731
+            stack.enter_context(swapped_item(mapping, name, patched))
+        yield
+
+
+@fault("KV-1", *DECODE, source="https://github.com/RobertCsordas/moeut/pull/6", unseen="the first call")
+def decoding_restarts_at_position_zero() -> Iterator[None]:
+    """The rotary offset is taken before the cache is joined: every cached call starts at position 0."""
+    with rotary(lambda forward, module, x, positions: forward(module, x, positions - positions[:, :1])):
+        yield
+
+
+@fault("KV-1", *DECODE, source="https://github.com/meta-pytorch/torchtune/issues/398", unseen="bfloat16 models")
+def cache_is_kept_in_bfloat16() -> Iterator[None]:
+    """The cache does not follow the model's dtype: keys and values are rounded to bfloat16 when stored."""
+    from transformers import Cache
+
+    original = Cache.update
+
+    def update(self: Any, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
+        return original(self, k.bfloat16().to(k.dtype), v.bfloat16().to(v.dtype), *args, **more)
+
+    with swapped(Cache, "update", update):
+        yield
+
+
+@fault(
+    "KV-1",
+    "kv_cache/test_decode.py",
+    "static-spare and llama-gqa and float32",
+    source="https://github.com/huggingface/transformers/issues/30400",
+    unseen="DynamicCache; a StaticCache that is full",
+)
+def unwritten_slots_are_visible() -> Iterator[None]:
+    """The mask is skipped while decoding: empty slots of a StaticCache take part in the softmax."""
+
+    def change(build: Any, keywords: dict[str, Any]) -> Any:
+        mask = build(**keywords)
+        one_token = mask is not None and mask.shape[-2] == 1
+        return mask if not one_token else torch.ones_like(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
+
+    with masks(change):
+        yield
+
+
+@fault(
+    "KV-1",
+    "kv_cache/test_decode.py",
+    "dynamic-plain and mistral and float32",
+    source="https://github.com/karpathy/nanochat/pull/456",
+    unseen="prefill; caches that drop old tokens themselves",
+)
+def window_is_ignored_while_decoding() -> Iterator[None]:
+    """A single query sees all keys that are cached, window or not."""
+
+    def change(build: Any, keywords: dict[str, Any]) -> Any:
+        mask = build(**keywords)
+        one_token = mask is not None and mask.shape[-2] == 1
+        return mask if not one_token else torch.ones_like(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
+
+    with masks(change):
+        yield
+
+
+@fault(
+    "KV-1",
+    "kv_cache/test_decode.py",
+    "dynamic and llama-gqa and float32 and prompt-33",
+    source="https://github.com/vllm-project/vllm/issues/37076",
+    unseen="the newest token",
+)
+def one_old_token_is_overwritten() -> Iterator[None]:
+    """A freed block is reused too early: one old value row is another token's."""
+    from transformers.cache_utils import DynamicLayer
+
+    original = DynamicLayer.update
+
+    def update(self: Any, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
+        keys, values = original(self, k, v, *args, **more)
+        if k.shape[-2] == 1:
+            values = values.clone()
+            values[..., 3, :] = values[..., 4, :]
+            self.values = values
+        return keys, values
+
+    with swapped(DynamicLayer, "update", update):
+        yield

