@@ -267,8 +267,7 @@ def _outcome(error: BaseException | None, judge: Judge) -> tuple[str, str]:
 def _waiver(bench: Bench, promise: str, check: str, subject: str, device: str) -> dict[str, str] | None:
     for waiver in bench.deployment.waivers:
         if waiver.names(promise, check, subject, device) and waiver.in_range(bench.environment.versions):
-            told = {key: str(getattr(waiver, key)) for key in ("reason", "owner", "link", "expires")}
-            return told
+            return {key: str(getattr(waiver, key)) for key in ("reason", "owner", "link", "expires")}
     return None
 
 

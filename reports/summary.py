@@ -61,7 +61,9 @@ def stack(environment: Mapping[str, Any]) -> str:
     versions = environment.get("versions", {})
     named = [f"{name} {versions[name]}" for name in ("torch", "transformers", "bitsandbytes") if name in versions]
     driver = [f"driver {environment['driver']}"] if environment.get("driver") else []
-    return " · ".join([gpus, *driver, *named, f"Python {environment.get('python', '?')}", str(environment.get("cpu", ""))])
+    return " · ".join(
+        [gpus, *driver, *named, f"Python {environment.get('python', '?')}", str(environment.get("cpu", ""))]
+    )
 
 
 def terminal(records: Sequence[Record], verdict: Verdict, notes: Sequence[str]) -> str:
@@ -70,7 +72,9 @@ def terminal(records: Sequence[Record], verdict: Verdict, notes: Sequence[str]) 
     if bad := not_passed(records):
         blocks.append(tabulate(bad, ("outcome", "promise", "check", "why"), tablefmt="simple"))
     if near := tightest(records):
-        blocks.append(tabulate(near, ("promise", "tightest passes", "quantity", "measured ÷ allowed"), disable_numparse=True))
+        blocks.append(
+            tabulate(near, ("promise", "tightest passes", "quantity", "measured ÷ allowed"), disable_numparse=True)
+        )
     blocks.extend(notes)
     blocks.append(verdict.sentence)
     return "\n\n".join(blocks)

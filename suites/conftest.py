@@ -28,7 +28,6 @@ KINDS = {
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-
 @pytest.hookimpl(trylast=True)  # after the marks, so that the device ends every id
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every subject of each kind that a check asks for, in each dtype, on each device."""

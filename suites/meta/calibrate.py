@@ -125,6 +125,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--name", default="", help="name of the tables, by default the device's type")
     parser.add_argument("--only-cuda", action="store_true", help="leave the CPU's table as it is")
+    parser.add_argument("--runs", type=Path, help="keep the runs here, and read those that are there already")
     parser.add_argument("--derive", action="store_true", help="only write slacks.toml from the tables")
     chosen = parser.parse_args(arguments)
     if not chosen.derive:
@@ -137,7 +138,10 @@ def measure(chosen: argparse.Namespace) -> None:
     records: list[Record] = []
     with Measuring(), tempfile.TemporaryDirectory() as folder:
         for seed in range(chosen.first, chosen.first + chosen.seeds):
-            report = Path(folder) / str(seed)
+            report = (chosen.runs or Path(folder)) / str(seed)
+            if (report / "run.json").exists():
+                records += read(report / "records.jsonl")
+                continue
             small = [] if seed == chosen.first else ["-k", "not served"]
             gpu = ["-m", "gpu"] if chosen.only_cuda else []
             command = ["-q", "--no-header", "--tb=line", "--seed", str(seed), "--report", str(report), *small, *gpu]

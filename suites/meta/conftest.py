@@ -49,7 +49,16 @@ def conformance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[
     def run(*arguments: str | Path, plugins: list[object] | None = None) -> Outcome:
         folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         capsys.readouterr()
-        fixed = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "--report", str(folder), "-p", "no:terminalprogress"]
+        fixed = [
+            "--rootdir",
+            str(ROOT),
+            "-c",
+            str(ROOT / "pyproject.toml"),
+            "--report",
+            str(folder),
+            "-p",
+            "no:terminalprogress",
+        ]
         code = pytest.main([*fixed, *map(str, arguments)], plugins=plugins)
         found = folder / "records.jsonl"
         captured = capsys.readouterr()

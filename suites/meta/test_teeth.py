@@ -19,9 +19,10 @@ def test_fault_is_rejected_by_its_promise(fault, conformance):
         faulty = conformance(*ask)
 
     passed = {r.check for r in healthy.records if r.outcome == "passed"}
-    judged = {r.check for r in faulty.records if r.outcome == "failed" and not r.crash and r.promise == fault.promise}
+    rejected = [r for r in faulty.records if r.outcome == "failed" and not r.crash and r.promise == fault.promise]
     assert healthy.verdict.startswith("conformant"), healthy.printed
-    assert judged & passed, faulty.printed
+    assert {r.check for r in rejected} <= passed
+    assert {r.device for r in rejected} == {r.device for r in healthy.records}, faulty.printed
     assert faulty.code == 1
 
 

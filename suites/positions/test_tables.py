@@ -32,7 +32,7 @@ def judge_tables(judge, tables, parameters, dim, start, device):
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.applies(kind=("rope",))
 def test_rope_tables_equal_the_formula(encoding, start, device, judge):
-    """POS-1: RoPE tables MUST equal their paper's formula to the rounding of plain float32, however far the position."""
+    """POS-1: RoPE tables MUST equal their paper's formula to plain float32's rounding, however far the position."""
     tables = encoding.compute(positions(start, device))
 
     judge_tables(judge, tables, encoding.parameters, encoding.parameters["dim"], start, device)
@@ -42,7 +42,7 @@ def test_rope_tables_equal_the_formula(encoding, start, device, judge):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.applies(positions=("rope",))
 def test_model_tables_equal_the_formula(case, dtype, start, device, model, judge):
-    """POS-1: RoPE tables MUST equal their paper's formula to the rounding of plain float32, however far the position."""
+    """POS-1: RoPE tables MUST equal their paper's formula to plain float32's rounding, however far the position."""
     parameters, dim = rope.parameters(model.config), rope.rotary_dim(model.config)
     found = rotary_modules(model)
 

@@ -14,7 +14,7 @@ LENGTH = 128
 @torch.no_grad()
 @pytest.mark.applies(real=(True,))
 def test_quantized_model_agrees_with_the_released_one(case, quantizer, device, bench, tokenized, judge):
-    """QUANT-2: a quantized model MUST keep the released one's next-token distribution within its scheme's thresholds."""
+    """QUANT-2: a quantized model MUST keep the released one's next-token distribution within its scheme's limits."""
     full = bench.shelf.model(case, torch.float32, device)
     candidate = bench.shelf.quantized(case, quantizer, device)
     limits = expected(quantizer.scheme, full.num_parameters())

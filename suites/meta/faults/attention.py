@@ -43,7 +43,9 @@ def _interface(change: Callable[..., Any], implementation: str = "sdpa") -> Iter
         yield
 
 
-@fault("ATTN-1", *OP, source="our own: a tile bound that is off by one", unseen="queries before the last, full attention")
+@fault(
+    "ATTN-1", *OP, source="our own: a tile bound that is off by one", unseen="queries before the last, full attention"
+)
 def last_query_misses_a_key() -> Iterator[None]:
     """The last query of one head does not see one key."""
 
