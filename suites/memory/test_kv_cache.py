@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fixtures.decoding import feed
 from fixtures.meters import storage_bytes, tensors
 from fixtures.oracles.memory import kv_bytes
 
@@ -17,10 +18,10 @@ def test_cache_takes_the_predicted_bytes(case, kv_cache, dtype, device, model, m
     ids = make_ids(batch, length)
     cache = kv_cache.make(model.config, batch, length)
 
-    model(ids[:, :PROMPT], past_key_values=cache, use_cache=True)
+    feed(model, cache, ids[:, :PROMPT], 0, kv_cache, length)
     # A sliding layer holds views on the whole prompt until the first step.
     for position in range(PROMPT, length):
-        model(ids[:, position : position + 1], past_key_values=cache, use_cache=True)
+        feed(model, cache, ids[:, position : position + 1], position, kv_cache, length)
 
     windows = [getattr(model.config, "sliding_window", None)] * model.config.num_hidden_layers
     slots = [kv_cache.slots(length, length, window) for window in windows]

@@ -30,6 +30,9 @@ HEADER = ("promise", "quantity", "dtype", "samples", "median", "p99", "maximum",
 # A healthy maximum is at most half of what is allowed; of a ratio that ought to be 1, its distance from 1 is.
 POLICY = 2.0
 
+# No ratio is held closer than this: another machine sums in another order.
+CLOSEST = 0.01
+
 
 class Sample(NamedTuple):
     """One number of a healthy check, on the scale on which its slack is given."""
@@ -87,13 +90,13 @@ def derive() -> str:
     lines = [
         "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
         f"# Policy: slack = {POLICY:g} × the healthy maximum, two digits, rounded up; for a ratio that ought to be 1",
-        "# (dtype `any`), 1 + that of its distance from 1.",
+        f"# (dtype `any`), 1 + that of its distance from 1, which is taken to be {CLOSEST:g} at least.",
     ]
     for (promise, quantity, dtype), (healthy, where) in sorted(worst.items()):
         lines += [
             "",
             f'["{promise}"."{quantity}".{dtype}]',
-            f"slack = {1 + slack(healthy - 1) if dtype == 'any' else slack(healthy):g}",
+            f"slack = {1 + max(slack(healthy - 1), CLOSEST) if dtype == 'any' else slack(healthy):g}",
             f"healthy = {healthy}",
             f"samples = {count[promise, quantity, dtype]}",
             f'where = "{where}"',

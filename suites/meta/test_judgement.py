@@ -88,7 +88,7 @@ def test_a_quantity_without_a_slack_is_no_pass():
 )
 def test_an_interval_has_three_outcomes(interval, outcome):
     judge = Judge("QUANT-2")
-    judge.interval("KL", interval, low=None, high=1.0)
+    judge.interval("KL", interval, ideal=0, high=1.0)
 
     if outcome is None:
         judge.conclude()

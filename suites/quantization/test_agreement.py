@@ -28,6 +28,7 @@ def test_quantized_model_agrees_with_the_released_one(case, quantizer, device, b
 
     judge.evidence |= {"text": text.checksum(), "limits": limits["source"]}
     judge.exactly("KL divergence is zero", str(kl.estimate == 0), "False")
-    judge.interval("mean KL divergence", kl, low=None, high=limits["kl"])
-    judge.interval("top-1 agreement", top1, low=limits["top1"], high=None)
-    judge.interval("perplexity ratio", perplexity, low=limits["perplexity"][0], high=limits["perplexity"][1])
+    judge.interval("mean KL divergence", kl, ideal=0, high=limits["kl"])
+    judge.interval("top-1 agreement", top1, ideal=1, low=limits["top1"])
+    low, high = limits["perplexity"]
+    judge.interval("perplexity ratio", perplexity, ideal=1, low=low, high=high)
