@@ -80,6 +80,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "applies(**declared): only subjects that declare one of these values")
     if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
         raise pytest.UsageError("a conformance run is one process: run it without -n")
+    if misfits := environment.out_of_range(ROOT / "pyproject.toml"):
+        raise pytest.UsageError("; ".join(misfits))
     _quiet()
     try:
         config.stash[BENCH] = _bench(config)

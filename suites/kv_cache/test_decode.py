@@ -14,10 +14,10 @@ def test_decode_is_as_accurate_as_prefill(case, kv_cache, dtype, prompt, device,
     ids = make_ids(batch, length)
     cache = kv_cache.make(model.config, batch, length)
 
-    decoded = [feed(model, cache, ids[:, :prompt], 0, kv_cache, length)]
+    decoded = [feed(model, cache, ids[:, :prompt], 0)]
     for position in range(prompt, length):
         step = ids[:, position : position + 1]
-        decoded.append(feed(model, cache, step, position, kv_cache, length))
+        decoded.append(feed(model, cache, step, position))
 
     judge.exactly("tokens in the cache", int(cache.get_seq_length()), length)
     judge(torch.cat(decoded, 1), truth(model, ids, dtype), truth(model, ids, torch.float64))

