@@ -79,7 +79,7 @@ def verdict_of(tmp_path, conformance):
         file.write_text(textwrap.dedent(HEAD) + "\n".join(map(textwrap.dedent, checks)), encoding="utf-8")
         toml = tmp_path / "deployment.toml"
         toml.write_text(textwrap.dedent(deployment), encoding="utf-8")
-        return conformance(file, "-p", "conftest", "-p", "suites.conftest", "--deployment", toml, *options)
+        return conformance(file, "-p", "conftest", "-p", "suites.conftest", f"--deployment={toml}", *options)
 
     return run
 
@@ -138,8 +138,8 @@ def test_bad_input_is_refused_with_file_and_key(verdict_of, deployment, message)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "/nowhere/at/all"], "no such path"),
-        (["--model", __file__], "neither a GGUF file nor a folder"),
+        (["--model=/nowhere/at/all"], "no such path"),
+        ([f"--model={__file__}"], "neither a GGUF file nor a folder"),
         (["-n", "2"], "one process|unrecognized arguments"),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_claim_that_nothing_here_can_verify_is_unverified(conformance, tmp_pat
     toml = tmp_path / "deployment.toml"
     toml.write_text("[claims]\nattention = ['warp-drive']\n", encoding="utf-8")
 
-    found = conformance("suites/attention/test_accuracy.py", "--deployment", toml, "-k", "mha-33 or warp")
+    found = conformance("suites/attention/test_accuracy.py", f"--deployment={toml}", "-k", "mha-33 or warp")
 
     assert found.verdict.startswith("partial:"), found.printed
     assert found.code == 6
