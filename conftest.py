@@ -61,8 +61,12 @@ WARNED: defaultdict[str, list[str]] = defaultdict(list)  # by node id; pytest ha
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("spiritlevel", "what is under test, and where the report goes")
-    group.addoption("--deployment", type=Path, metavar="FILE", help="deployment.toml: identity, claims, waivers")
-    group.addoption("--model", default="", metavar="PATH_OR_ID", help="a folder of safetensors, a GGUF file, a hub id")
+    group.addoption(
+        "--deployment", type=Path, metavar="FILE", help="--deployment=deployment.toml: identity, claims, waivers"
+    )
+    group.addoption(
+        "--model", default="", metavar="PATH_OR_ID", help="--model=… a folder of safetensors, a GGUF file, a hub id"
+    )
     group.addoption("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
     group.addoption("--allow-pickle", action="store_true", help="load pickled weights")
     group.addoption("--seed", type=int, default=0, help="seed of every input and every seeded model (0)")
