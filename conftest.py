@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import fnmatch
 import os
 import platform
 import shlex
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from fixtures import attention, environment, hookspecs, kv_caches, positions, quantizers
-from fixtures.deployment import BadInput, Deployment, Waiver, read
+from fixtures.deployment import BadInput, Deployment, read
 from fixtures.judgement import Inconclusive, Judge, Rejected, Unverified
 from fixtures.models import Workshop
 from fixtures.registry import KINDS, Registry
@@ -44,7 +45,10 @@ class Bench:
     promises: dict[str, promises.Promise] = field(default_factory=dict)
     owed: set[str] = field(default_factory=set)
     scope: str = ""
+    selected: int = 0
+    applicable: list[pytest.Item] = field(default_factory=list)
     not_here: Counter[str] = field(default_factory=Counter)
+    incomplete: list[str] = field(default_factory=list)
     lost: str = ""
     started: float = field(default_factory=time.monotonic)
     verdict: verdict.Verdict | None = None
@@ -142,24 +146,26 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> Any:
-    """What is owed is decided before -k and -m take anything away, unless they ask for something by name."""
+    """What is owed is decided by the paths that were asked for, unless checks are asked for by name."""
     bench, option = config.stash[BENCH], config.option
     everything = [item for item in items if PROMISE in item.stash]
-    in_scope = {item.stash[PROMISE][0] for item in everything}
-    areas = {_area(item) for item in everything}
+    _refuse_slips(items)
     yield
     checks = [item for item in items if PROMISE in item.stash]
-    if not everything:
-        return
+    if not everything and not option.require:
+        return  # no conformance run
     known = promises.find(ROOT / "suites")
-    by_name = option.keyword or option.markexpr not in ("", "gpu") or any("::" in a for a in config.args)
-    bench.owed = {item.stash[PROMISE][0] for item in checks} if by_name else in_scope
-    if option.require == "core":
-        bench.owed |= {p.id for p in known}
-    narrowed = [f"-k {option.keyword!r}"] * bool(option.keyword) + [f"-m {option.markexpr!r}"] * bool(option.markexpr)
-    whole = {p.area for p in known} <= areas
-    bench.scope = ", ".join(["all areas" if whole else f"{', '.join(sorted(areas))} only", *narrowed])
-    _refuse_misspelt(bench.deployment.waivers, known, everything)
+    asked = [(config.invocation_params.dir / arg.split("::")[0]).resolve() for arg in config.args]
+    owed = {p.id for p in known if any((ROOT / p.file).is_relative_to(path) for path in asked)}
+    owed |= {item.stash[PROMISE][0] for item in everything}
+    by_name = option.keyword or option.markexpr not in ("", "gpu") or any("::" in arg for arg in config.args)
+    wanted = [item for item in bench.applicable or everything if item.get_closest_marker("gpu") or not option.markexpr]
+    left_out = 0 if by_name and not option.require else len(set(wanted) - set(checks))
+    bench.incomplete += [f"{left_out} checks deselected"] * bool(left_out)
+    bench.owed = {p.id for p in known} if option.require else _promised(checks) if by_name else owed
+    bench.scope = _scope(config, {p.area for p in known}, {_area(item) for item in everything})
+    bench.selected = len(checks)
+    _refuse_misspelt(bench, known, everything)
     if checks and not option.collectonly:
         try:
             bench.run.open()
@@ -167,19 +173,46 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
             raise pytest.UsageError(f"the report cannot be written: {error}") from error
 
 
-def _refuse_misspelt(waivers: tuple[Waiver, ...], known: list[promises.Promise], items: list[pytest.Item]) -> None:
-    ids = {p.id for p in known} | {item.stash[PROMISE][0] for item in items}
+def _promised(items: list[pytest.Item]) -> set[str]:
+    return {item.stash[PROMISE][0] for item in items}
+
+
+def _scope(config: pytest.Config, known: set[str], areas: set[str]) -> str:
+    """What the verdict is about, in words."""
+    told = ["all areas" if known <= areas else f"{', '.join(sorted(areas)) or 'nothing'} only"]
+    told += [
+        f"-{letter} {said!r}" for letter, said in (("k", config.option.keyword), ("m", config.option.markexpr)) if said
+    ]
+    return ", ".join(told)
+
+
+def _refuse_slips(items: list[pytest.Item]) -> None:
+    """A check whose docstring is not a promise would run and be counted nowhere."""
+    meta = ROOT / "suites" / "meta"
+    for item in items:
+        in_area = item.path.is_relative_to(ROOT / "suites") and not item.path.is_relative_to(meta)
+        if PROMISE not in item.stash and (in_area or "judge" in getattr(item, "fixturenames", ())):
+            raise pytest.UsageError(f"{item.nodeid}: its docstring must begin with a promise: 'AREA-1: … MUST …'")
+
+
+def _refuse_misspelt(bench: Bench, known: list[promises.Promise], items: list[pytest.Item]) -> None:
+    """A waiver that names nothing excuses nothing, and would never be noticed."""
+    ids = {p.id for p in known} | _promised(items)
     functions = {f"{p.file}::{p.function}" for p in known} | {item.nodeid.split("[")[0] for item in items}
     collected = {item.nodeid for item in items}
-    for waiver in waivers:
+    subjects = {name for kind in bench.registry.subjects.values() for name in kind} | set(attention.SDPA) | {"served"}
+    for waiver in bench.deployment.waivers:
         function = waiver.check.split("[")[0]
         if waiver.promise and waiver.promise not in ids:
             raise pytest.UsageError(f"{waiver}: there is no promise {waiver.promise}")
         if waiver.check and function not in functions:
             raise pytest.UsageError(f"{waiver}: there is no check {function}")
         here = {c for c in collected if c.split("[")[0] == function}
-        if waiver.check and here and waiver.check not in here and not waiver.check.endswith("-cuda]"):
+        elsewhere = waiver.check.endswith("-cuda]") or waiver.device not in ("*", *bench.environment.devices)
+        if waiver.check and here and waiver.check not in here and not elsewhere:
             raise pytest.UsageError(f"{waiver}: {function} has no such parameters; it has {sorted(here)[0]}")
+        if not elsewhere and not any(fnmatch.fnmatchcase(name, waiver.subject) for name in subjects):
+            raise pytest.UsageError(f"{waiver}: there is no subject {waiver.subject}; there are {sorted(subjects)}")
 
 
 def _area(item: pytest.Item) -> str:
@@ -201,7 +234,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if PROMISE not in item.stash or (call.when != "call" and call.excinfo is None):
         return report
-    record = _record(item, call)
+    record = max(_record(item, call), item.stash.get(PENDING, None) or _record(item, call), key=_severity)
     item.stash[PENDING] = record
     report.sections = [s for s in report.sections if record.outcome == "failed"]
     if record.outcome in LETTERS:
@@ -213,6 +246,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if not record.crash:
             report.longrepr = record.message
     return report
+
+
+def _severity(record: Record) -> tuple[int, bool]:
+    """A later phase, or a second attempt, cannot make a check look better than it was."""
+    return ("passed", "waived", "unverified", "inconclusive", "failed").index(record.outcome), record.crash
 
 
 def _record(item: pytest.Item, call: pytest.CallInfo[None]) -> Record:
@@ -258,15 +296,17 @@ def _record(item: pytest.Item, call: pytest.CallInfo[None]) -> Record:
 
 def _outcome(error: BaseException | None, judge: Judge) -> tuple[str, str]:
     """The outcome of a check that ended with this exception, and why. `crashed` becomes `failed` in the record."""
-    if isinstance(error, (Unverified, pytest.skip.Exception)):
-        return "unverified", str(error)
+    told = [j.sentence() for j in judge.judgements if j.outcome == "failed"]
     if isinstance(error, Rejected):
         return "failed", str(error)
+    if told and (error is None or isinstance(error, (Unverified, Inconclusive, pytest.skip.Exception))):
+        return "failed", "\n".join([*told, str(error or "")])
+    if isinstance(error, (Unverified, pytest.skip.Exception)):
+        return "unverified", str(error)
     if isinstance(error, Inconclusive):
         return "inconclusive", str(error)
     if error is None:
         return "passed", ""
-    told = [j.sentence() for j in judge.judgements if j.outcome == "failed"]
     return "crashed", "\n".join([f"{type(error).__name__}: {error}", *told])
 
 
@@ -301,22 +341,25 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     bench = session.config.stash.get(BENCH, None)
     if bench is None or not bench.scope or session.config.option.collectonly or exitstatus in (3, 4):
         return
-    interrupted = exitstatus == pytest.ExitCode.INTERRUPTED or bool(session.shouldstop or session.shouldfail)
+    bench.run.notes += [note for note in (bench.lost, *_notes(bench)) if note]
+    bench.run.facts["not_here"] = dict(bench.not_here)
+    if len(bench.run.records) < bench.selected:
+        bench.incomplete.append("stopped before its end")
+    if session.testsfailed > sum(r.outcome == "failed" for r in bench.run.records):
+        bench.incomplete.append("errors outside the checks")
     bench.verdict = verdict.judge(
         bench.run.records,
         owed=bench.owed,
         scope=bench.scope,
         stale=_stale(bench),
-        interrupted=interrupted,
+        incomplete=bench.incomplete,
         nothing=bench.explain() if "gpu" in session.config.option.markexpr else "",
         allow_partial=session.config.option.allow_partial,
     )
-    bench.run.notes += [note for note in (bench.lost, _unexercised(bench)) if note]
     if bench.run.records:
         bench.run.close(bench.verdict, time.monotonic() - bench.started)
-    others_failed = session.testsfailed > sum(r.outcome == "failed" for r in bench.run.records)
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
-        session.exitstatus = bench.verdict.exit_code or int(others_failed)
+        session.exitstatus = bench.verdict.exit_code
 
 
 def _stale(bench: Bench) -> list[str]:
@@ -329,9 +372,15 @@ def _stale(bench: Bench) -> list[str]:
     return found
 
 
-def _unexercised(bench: Bench) -> str:
-    count = len(bench.environment.gpus)
-    return f"{count} GPUs are present, the first was exercised: choose with CUDA_VISIBLE_DEVICES" if count > 1 else ""
+def _notes(bench: Bench) -> list[str]:
+    """What a reader must know of what was not looked at."""
+    count, told = len(bench.environment.gpus), [bench.explain()]
+    if count > 1:
+        told.append(f"{count} GPUs are present, the first was exercised: choose with CUDA_VISIBLE_DEVICES")
+    for name, (backend, takes) in attention.SDPA.items():
+        if count and "cuda" in takes.get("devices", ()) and backend not in bench.environment.kernels["cuda"]:
+            told.append(f"{name} does not answer on this GPU")
+    return told
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -26,14 +26,14 @@ def judge(
     owed: Collection[str],
     scope: str,
     stale: Sequence[str] = (),
-    interrupted: bool = False,
+    incomplete: Sequence[str] = (),
     nothing: str = "",
     allow_partial: bool = False,
 ) -> Verdict:
     """The verdict of a run.
 
-    `owed`: ids of the promises that the run's scope owes; `stale`: waivers whose check passed; `interrupted`: the
-    run did not reach its end; `nothing`: why no check could run, if that is known.
+    `owed`: ids of the promises that the run's scope owes; `stale`: waivers whose check passed; `incomplete`: why
+    not all was run that was asked for, which `allow_partial` does not excuse; `nothing`: why no check could run.
     """
     count = Counter(r.outcome for r in records)
     verified = count["passed"] + count["failed"] + count["waived"]
@@ -43,9 +43,7 @@ def judge(
     parts = [", ".join(counts) or nothing or "no check ran"]
     if silent and records:
         parts.append(f"no check of {', '.join(silent)}")
-    if interrupted:
-        parts.append("stopped before its end")
-    told = f"{'; '.join(parts)} ({scope})"
+    told = f"{'; '.join([*parts, *incomplete])} ({scope})"
 
     if count["failed"]:
         return _verdict("non-conformant", told)
@@ -53,8 +51,8 @@ def judge(
         return _verdict("bad input", f"stale {'; stale '.join(stale)}: passed, so remove it; {told}")
     if not verified:
         return _verdict("unverified", told)
-    if count["inconclusive"] or count["unverified"] or silent or interrupted:
-        return _verdict("partial", told, 0 if allow_partial and not interrupted else None)
+    if count["inconclusive"] or count["unverified"] or silent or incomplete:
+        return _verdict("partial", told, 0 if allow_partial and not incomplete else None)
     return _verdict("conformant", told)
 
 

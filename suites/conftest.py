@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,8 @@ from fixtures import inputs, text
 from fixtures.judgement import Judge, Unverified
 from fixtures.models import VOCABULARY
 from fixtures.subjects import Absent
+
+REFUSED = pytest.StashKey[str]()
 
 # What a check calls a subject -> its kind in the registry and in a deployment's claims.
 KINDS = {
@@ -61,31 +62,53 @@ def _bench(config: pytest.Config) -> Any:
 
 def _devices(bench: Any) -> list[Any]:
     here = bench.environment.devices
-    missing = [d for d in bench.deployment.claims.get("devices", ()) if d not in here]
+    claimed = [*bench.deployment.claims.get("devices", ()), *["cuda"] * bench.environment.gpu_expected]
+    missing = [d for d in dict.fromkeys(claimed) if d not in here]
     found = [pytest.param(d, id=d, marks=[pytest.mark.gpu] if d == "cuda" else []) for d in here]
     return found + [
-        pytest.param(Absent(d, f"{d} is claimed: {bench.explain() or 'there is none'}"), id=d, marks=pytest.mark.gpu)
+        pytest.param(Absent(d, f"{d} is owed here: {bench.explain() or 'there is none'}"), id=d, marks=pytest.mark.gpu)
         for d in missing
     ]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What a subject declares not to take is not collected; what is absent is asked for once a promise."""
-    kept, asked, refused = [], set(), Counter[str]()
+    """What a subject declares not to take is not collected; what is absent is asked for once a promise.
+
+    A subject that is claimed and takes nothing of what is here is asked for too, and ends unverified.
+    """
+    bench = _bench(config)
+    claimed = {name for names in bench.deployment.claims.values() for name in names}
+    reasons = {item: _refusal(item, _params(item)) for item in items}
+    tried = {name for item in items if not reasons[item] for name in _subjects(item)}
+    kept, asked = [], set()
     for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        reason = _refusal(item, params)
-        absent = [v.name for v in params.values() if isinstance(v, Absent)]
-        once = (item.function if isinstance(item, pytest.Function) else item, *absent, str(params.get("device")))
-        if reason or (absent and once in asked):
-            refused[reason or ""] += 1
+        owed = [name for name in _subjects(item) if name in claimed - tried]
+        absent = [v.name for v in _params(item).values() if isinstance(v, Absent)]
+        once = (getattr(item, "function", item), *owed, *absent, str(_params(item).get("device")))
+        if (reasons[item] and not owed) or ((owed or absent) and once in asked):
+            bench.not_here[reasons[item] or "absent"] += 1
             continue
+        if owed and reasons[item]:
+            item.stash[REFUSED] = f"{', '.join(owed)} is claimed, and cannot be tried here: {reasons[item]}"
         asked.add(once)
         kept.append(item)
-    items[:] = kept
-    refused.pop("", None)
-    _bench(config).not_here = refused
+    items[:] = bench.applicable = kept
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if REFUSED in item.stash:
+        raise Unverified(item.stash[REFUSED])
+
+
+def _params(item: pytest.Item) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    return found
+
+
+def _subjects(item: pytest.Item) -> list[str]:
+    return [v.name for v in _params(item).values() if hasattr(v, "refuses")]
 
 
 def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:

@@ -27,5 +27,5 @@ def test_output_is_as_accurate_as_eager(attention, dtype, shape, causal, device,
     with operators() as ran:
         candidate = attention.call(*qkv, causal=causal, scale=None)
 
-    judge.ran("operators", [o for d, o in attention.operators.items() if d == device.type], ran)
+    judge.ran("operators", attention.operators.get(device.type, ()), ran)
     judge(candidate, reference, golden)

@@ -11,8 +11,9 @@ def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, model, 
     ids = make_ids(batch=2, length=100)
     golden = truth(model, ids, torch.float64)
     reference = truth(model, ids, dtype)
-    with attention.in_model(model), operators() as ran:
+    with attention.in_model(model) as called, operators() as ran:
         candidate = model(ids, use_cache=False).logits
 
-    judge.ran("operators", [o for d, o in attention.operators.items() if d == device.type], ran)
+    judge.ran("operators", attention.operators.get(device.type, ()), ran)
+    judge.ran("calls", () if called is None else [attention.name], called or ())
     judge(candidate, reference, golden)

@@ -48,13 +48,13 @@ def samples(records: list[Record]) -> dict[tuple[str, str, str], list[Sample]]:
         if record.crash or record.outcome in ("unverified", "inconclusive"):
             raise ValueError(f"{record.check} did not measure: {record.message}")
         for judged in record.judgements:
-            quantity = re.sub(r"^.*\b(worst row|overall|gain)$", r"\1", str(judged["quantity"]))
+            quantity = re.sub(r"^.*\b(worst row|overall|gain|plain reference)$", r"\1", str(judged["quantity"]))
             if judged["headroom"] is None:
                 if judged["outcome"] != "passed":
                     raise ValueError(f"{record.check} is not healthy: {judged['quantity']} is {judged['measured']}")
                 continue
             value = float(judged["measured"])
-            if quantity in ("worst row", "overall", "gain"):
+            if judged["dtype"]:
                 found[record.promise, quantity, judged["dtype"]].append(Sample(value, record.check))
             elif "÷" in quantity:
                 found[record.promise, quantity, "any"].append(Sample(max(value, 1 / value), record.check))

@@ -28,10 +28,15 @@ def records(outcomes):
         ("", {}, "unverified: no check ran (all)", 5),
         ("", {"nothing": "no driver", "owed": []}, "unverified: no driver (all)", 5),
         ("passed:A-1", {"owed": ["A-1", "B-1"]}, "partial: 1 passed; no check of B-1 (all)", 6),
-        ("passed:A-1", {"interrupted": True}, "partial: 1 passed; stopped before its end (all)", 6),
         (
             "passed:A-1",
-            {"interrupted": True, "allow_partial": True},
+            {"incomplete": ["stopped before its end"]},
+            "partial: 1 passed; stopped before its end (all)",
+            6,
+        ),
+        (
+            "passed:A-1",
+            {"incomplete": ["stopped before its end"], "allow_partial": True},
             "partial: 1 passed; stopped before its end (all)",
             6,
         ),
