@@ -236,4 +236,10 @@ def tokenize(case: Any, documents: list[str], length: int) -> list[Tensor]:
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        found = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise Unverified(f"{folder.name} has no tokenizer that can be read: {error}") from error
+    if not found("text").input_ids:
+        raise Unverified(f"{folder.name} has no tokenizer: put its tokenizer.json beside the weights")
+    return found

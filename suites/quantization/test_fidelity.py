@@ -4,7 +4,6 @@ import torch
 
 from fixtures.agreement import kl_divergence
 from fixtures.engagement import intended, quantized_names
-from fixtures.oracles import decoder, rounding
 
 
 @torch.no_grad()
@@ -13,16 +12,8 @@ def test_quantization_costs_what_textbook_rounding_costs(case, quantizer, device
     full = bench.shelf.model(case, torch.float32, device)
     candidate = bench.shelf.quantized(case, quantizer, device)
     ids = make_ids(batch=8, length=64)
-    rounded, multiply = rounding.SCHEMES[quantizer.scheme]
 
-    golden = decoder.logits(full.config, full.state_dict(), ids, dtype=torch.float32)
-    textbook = decoder.logits(
-        full.config,
-        full.state_dict(),
-        ids,
-        dtype=torch.float32,
-        linear=lambda name, x, weight: multiply(x, rounded(weight)),
-    )
+    golden, textbook = bench.shelf.textbook(case, quantizer, full, ids)
     measured = kl_divergence(golden, candidate(ids, use_cache=False).logits).mean()
 
     judge.exactly("quantized layers", quantized_names(candidate, quantizer), intended(full, quantizer))
