@@ -2,8 +2,10 @@
 
 import re
 import textwrap
+from contextlib import nullcontext
 
 import pytest
+import torch
 
 from fixtures import environment
 
@@ -58,6 +60,33 @@ TEARDOWN = '''
         """TEST-2: one MUST be two."""
         judge.exactly("one", 1, 1)
 '''
+SKIPS_LATE = '''
+    @pytest.fixture
+    def late():
+        yield
+        pytest.skip("not today")
+
+    def test_breaks(judge, late):
+        """TEST-2: one MUST be two."""
+        judge.exactly("one", 1, 2)
+'''
+SKIPS_AFTER = '''
+    def test_breaks(judge):
+        """TEST-2: one MUST be two."""
+        judge.exactly("one", 1, 2)
+        pytest.skip("not today")
+'''
+LEAVES = '''
+    def test_leaves(judge):
+        """TEST-2: one MUST be two."""
+        pytest.exit("bye", returncode=0)
+'''
+ANOTHER_DTYPE = '''
+    def test_is_of_another_dtype(judge):
+        """ATTN-1: a backend's output MUST be as close to float64 attention as eager attention is in the same dtype."""
+        golden = torch.ones(1, 8, 4, dtype=torch.float64)
+        judge(golden.bfloat16(), golden.float(), golden)
+'''
 WAIVER = """
     [[waiver]]
     promise = "TEST-2"
@@ -96,6 +125,10 @@ def verdict_of(tmp_path, conformance):
         ([PASSES, XFAILS], "", "non-conformant: 1 passed, 1 failed", 1),
         ([PASSES, TEARDOWN], "", "non-conformant: 1 passed, 1 failed", 1),
         ([SKIPS], "", "unverified: 1 unverified", 5),
+        ([PASSES, SKIPS_LATE], "", "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, SKIPS_AFTER], "", "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, ANOTHER_DTYPE], "", "non-conformant: 1 passed, 1 failed", 1),
+        ([PASSES, LEAVES, FAILS], "", "partial: 1 passed; no check of TEST-2; stopped before its end", 6),
         ([PASSES, FAILS], VALID, "conformant: 1 passed, 1 waived", 0),
         ([PASSES, CRASHES], VALID, "non-conformant: 1 passed, 1 failed", 1),
         ([PASSES, FAILS.replace("1, 2", "2, 2")], VALID, "bad input: stale waiver for TEST-2", 4),
@@ -126,6 +159,9 @@ def test_outcome(verdict_of, checks, deployment, verdict, code):
         (VALID + "versions = {torch = 'new'}", r"versions\.torch = 'new' is not a range"),
         (VALID + "check = 'a::b'", r"must name a promise or a check, and not both"),
         (VALID.replace("promise", "check"), r"there is no check TEST-2"),
+        (VALID + "subject = 'sdpa-cudn'", r"there is no subject sdpa-cudn"),
+        (VALID + "device = 'gpu'", r"device must be one of cpu, cuda"),
+        (VALID + "versions = {pytorch = '>1'}", r"versions\.pytorch is not among what a run records"),
     ],
 )
 def test_bad_input_is_refused_with_file_and_key(verdict_of, deployment, message):
@@ -169,6 +205,85 @@ def test_a_claim_that_nothing_here_can_verify_is_unverified(conformance, tmp_pat
     assert [r.message.split(",")[0] for r in found.records if r.outcome == "unverified"] == [
         "warp-drive is claimed in attention"
     ]
+
+
+def claimed(name, tmp_path):
+    toml = tmp_path / "deployment.toml"
+    toml.write_text(f"[claims]\nattention = ['{name}']\n", encoding="utf-8")
+    return f"--deployment={toml}"
+
+
+def backend(name, **declared):
+    """A third party's plug-in with one attention backend that returns zeros."""
+
+    class Plugin:
+        def pytest_spiritlevel_attention(self, register):
+            register(name, call=lambda q, k, v, **more: torch.zeros_like(q), **declared)
+
+    return Plugin()
+
+
+def test_a_claim_on_a_backend_that_takes_nothing_here_is_unverified(conformance, tmp_path):
+    ask = ("suites/attention/test_accuracy.py", "-k", "mha-33", claimed("elsewhere", tmp_path))
+    found = conformance(*ask, plugins=[backend("elsewhere", devices={"cuda"})])
+
+    assert [r.outcome for r in found.records if r.subject == "elsewhere"] == ["unverified"], found.printed
+    assert found.code == 6
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"dtypes": {"bfloat16"}}, "dtypes must be of"),
+        ({"devices": {"cuda:0"}}, "devices must be of"),
+        ({"devices": set()}, "devices must be of"),
+        ({"in_model": lambda model: None}, "say which operators prove that it ran"),
+        ({"dtype": {torch.float32}}, "declares unknown dtype"),
+    ],
+)
+def test_a_declaration_that_would_never_match_is_refused(conformance, declared, message):
+    found = conformance("suites/attention", plugins=[backend("odd", **declared)])
+
+    assert found.code == 4
+    assert message in found.printed
+
+
+def test_a_backend_that_no_model_calls_is_rejected(conformance):
+    ghost = backend("ghost", operators={"cpu": ["a_kernel_of_its_own"]}, in_model=lambda model: nullcontext())
+    found = conformance("suites/attention/test_model_logits.py", "-k", "ghost and llama and float32", plugins=[ghost])
+
+    assert found.verdict.startswith("non-conformant:"), found.printed
+    assert "none of a_kernel_of_its_own" in found.printed
+
+
+def test_checks_that_are_deselected_are_missed(conformance):
+    ask = "suites/memory/test_kv_cache.py"
+    gone = f"{ask}::test_cache_takes_the_predicted_bytes[float32-dynamic-bloom-alibi-cpu]"
+    found = conformance(ask, "--deselect", gone)
+
+    assert found.verdict.startswith("partial:"), found.printed
+    assert "1 checks deselected" in found.verdict
+    assert found.code == 6
+
+
+def test_a_file_that_is_ignored_is_missed(conformance):
+    found = conformance("suites/positions", "--ignore=suites/positions/test_shift.py", "--allow-partial")
+
+    assert "no check of POS-3" in found.verdict, found.printed
+
+
+def test_everything_is_owed_where_core_is_required(conformance):
+    found = conformance("suites/meta/test_verdict.py", "--require=core")
+
+    assert found.verdict.startswith("unverified: no check ran"), found.printed
+    assert found.code == 5
+
+
+def test_a_check_whose_docstring_is_no_promise_is_refused(verdict_of):
+    found = verdict_of([PASSES, FAILS.replace("TEST-2:", "TEST-2 :")])
+
+    assert found.code == 4
+    assert "its docstring must begin with a promise" in found.printed
 
 
 def test_what_was_measured_before_a_run_stops_is_kept(verdict_of):
