@@ -375,10 +375,11 @@ def _stale(bench: Bench) -> list[str]:
 def _notes(bench: Bench) -> list[str]:
     """What a reader must know of what was not looked at."""
     count, told = len(bench.environment.gpus), [bench.explain()]
+    answering = bench.environment.kernels.get("cuda", {})
     if count > 1:
         told.append(f"{count} GPUs are present, the first was exercised: choose with CUDA_VISIBLE_DEVICES")
     for name, (backend, takes) in attention.SDPA.items():
-        if count and "cuda" in takes.get("devices", ()) and backend not in bench.environment.kernels["cuda"]:
+        if count and "cuda" in takes.get("devices", ()) and backend not in answering:
             told.append(f"{name} does not answer on this GPU")
     return told
 

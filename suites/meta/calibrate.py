@@ -93,8 +93,8 @@ def derive() -> str:
                 worst[key] = max(worst.get(key, (0.0, "")), (float(row["maximum"]), f"{path.stem}: {row['where']}"))
     lines = [
         "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
-        "# Policy: slack = factor × the healthy maximum, two digits, rounded up; for a ratio that ought to be 1 (dtype `any`)",
-        f"# 1 + that of its distance from 1, which is taken to be {CLOSEST:g} at least.",
+        "# Policy: slack = factor × the healthy maximum, two digits, rounded up; for a ratio that ought to be 1 (dtype",
+        f"# `any`), 1 + that of its distance from 1, which is taken to be {CLOSEST:g} at least.",
     ]
     for (promise, quantity, dtype), (healthy, where) in sorted(worst.items()):
         factor = POLICIES.get(quantity, POLICY)
