@@ -19,6 +19,11 @@ def first_line(text: str, limit: int = 110) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def reason(record: Record) -> str:
+    """Why a check did not pass, in one line: what comes after the promise."""
+    return first_line(record.message.removeprefix(f"{record.promise}: {record.statement}\n"))
+
+
 def short(check: str) -> str:
     """A node id without the folder that all of them share."""
     return check.removeprefix("suites/")
@@ -26,7 +31,7 @@ def short(check: str) -> str:
 
 def not_passed(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     """outcome, promise, check and why, of every check that did not pass."""
-    return [(r.outcome, r.promise, short(r.check), first_line(r.message)) for r in records if r.outcome != "passed"]
+    return [(r.outcome, r.promise, short(r.check), reason(r)) for r in records if r.outcome != "passed"]
 
 
 def tightest(records: Sequence[Record], count: int = TIGHTEST) -> list[tuple[str, str, str, str]]:

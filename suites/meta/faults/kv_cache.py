@@ -29,6 +29,13 @@ def masks(change: Callable[[Any, dict[str, Any]], Any]) -> Iterator[None]:
         yield
 
 
+def _all_visible_to_one_token(build: Any, keywords: dict[str, Any]) -> Any:
+    mask = build(**keywords)
+    if mask is None or mask.shape[-2] != 1:
+        return mask
+    return torch.ones_like(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
+
+
 @fault("KV-1", *DECODE, source="https://github.com/RobertCsordas/moeut/pull/6", unseen="the first call")
 def decoding_restarts_at_position_zero() -> Iterator[None]:
     """The rotary offset is taken before the cache is joined: every cached call starts at position 0."""
@@ -59,13 +66,7 @@ def cache_is_kept_in_bfloat16() -> Iterator[None]:
 )
 def unwritten_slots_are_visible() -> Iterator[None]:
     """The mask is skipped while decoding: empty slots of a StaticCache take part in the softmax."""
-
-    def change(build: Any, keywords: dict[str, Any]) -> Any:
-        mask = build(**keywords)
-        one_token = mask is not None and mask.shape[-2] == 1
-        return mask if not one_token else torch.ones_like(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
-
-    with masks(change):
+    with masks(_all_visible_to_one_token):
         yield
 
 
@@ -78,13 +79,7 @@ def unwritten_slots_are_visible() -> Iterator[None]:
 )
 def window_is_ignored_while_decoding() -> Iterator[None]:
     """A single query sees all keys that are cached, window or not."""
-
-    def change(build: Any, keywords: dict[str, Any]) -> Any:
-        mask = build(**keywords)
-        one_token = mask is not None and mask.shape[-2] == 1
-        return mask if not one_token else torch.ones_like(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
-
-    with masks(change):
+    with masks(_all_visible_to_one_token):
         yield
 
 

@@ -1,0 +1,102 @@
+"""Records survive what happens to runs, and a report shows them without breaking."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from reports import render, summary
+from reports.record import Record, append, read
+from reports.run import Run
+from reports.verdict import judge
+from suites.meta.conftest import ROOT
+
+RECORD = Record(
+    "suites/a/test_a.py::test_a[x|y-cpu]",
+    "A-1",
+    "it MUST hold",
+    "a",
+    "passed",
+    judgements=({"quantity": "worst | row", "measured": 1.0, "allowed": 2.0, "headroom": 0.5},),
+    environment={"python": "3.11"},
+)
+
+
+def test_a_record_reads_back_as_it_was_written(tmp_path):
+    infinite = dataclasses.replace(RECORD, judgements=({"headroom": float("inf")},))
+    for record in (RECORD, infinite):
+        append(tmp_path / "records.jsonl", record)
+
+    first, second = read(tmp_path / "records.jsonl")
+
+    assert first == RECORD
+    assert second.headroom == float("inf")
+
+
+def test_the_cut_line_of_a_killed_run_is_left_out(tmp_path):
+    file = tmp_path / "records.jsonl"
+    append(file, RECORD)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(RECORD.line()[:40])
+
+    assert read(file) == [RECORD]
+
+
+@pytest.mark.parametrize("line", ["not json", '{"schema": 99}', '{"schema": 1, "colour": "red"}', "[]"])
+def test_what_is_no_record_is_refused_with_its_line(tmp_path, line):
+    file = tmp_path / "records.jsonl"
+    append(file, RECORD)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+
+    with pytest.raises(ValueError, match="line 2"):
+        read(file)
+
+
+def test_an_outcome_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="'green' is no outcome"):
+        dataclasses.replace(RECORD, outcome="green")
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    Run(tmp_path / "run", {}, {}).open()
+
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        Run(tmp_path / "run", {}, {}).open()
+
+
+def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
+    failed = dataclasses.replace(RECORD, check="suites/a/test_a.py::test_b", outcome="failed", message="it did ``` not")
+    run = Run(tmp_path / "run", {"python": "3.11", "versions": {"torch": "2"}}, {"deployment": "a | <b>", "seed": 0})
+    run.open()
+    for record in (RECORD, failed):
+        run.add(record)
+    run.close(judge(run.records, owed=["A-1"], scope="all"), 1.0)
+    written = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    program = (
+        "import sys; from reports import render; render.main(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], cwd=ROOT, check=True)
+
+    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") == written
+    assert "**non-conformant: 1 passed, 1 failed (all)**" in written
+    assert "a \\| &lt;b>" in written
+    assert "a/test_a.py::test_a[x\\|y-cpu]" in written
+    assert "` ` ` not" in written
+
+
+def test_the_tightest_passes_come_first():
+    loose = dataclasses.replace(RECORD, judgements=({"quantity": "gain", "headroom": 0.1},))
+
+    assert [row[3] for row in summary.tightest([loose, RECORD])] == ["0.50", "0.10"]
+
+
+def test_published_reports_can_still_be_read():
+    for folder in (ROOT / "reports" / "published").iterdir():
+        if folder.is_dir():
+            run, environment = (json.loads((folder / f"{n}.json").read_text("utf-8")) for n in ("run", "environment"))
+            assert render.markdown(read(folder / "records.jsonl"), run, environment)
