@@ -93,6 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _quiet()
     try:
         config.stash[BENCH] = _bench(config)
+        config.pluginmanager.register(config.stash[BENCH], "spiritlevel-bench")
     except BadInput as error:
         raise pytest.UsageError(str(error)) from error
 
