@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import fnmatch
-import os
 import platform
 import shlex
 import time
@@ -392,7 +391,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("spiritlevel")
     terminalreporter.write_line(summary.terminal(bench.run.records, bench.verdict, bench.run.notes))
     if bench.run.records:
-        terminalreporter.write_line(f"report: {_homeless(os.path.relpath(bench.run.folder))}/report.md")
+        folder = bench.run.folder.absolute()
+        here = folder.is_relative_to(Path.cwd())
+        shown = str(folder.relative_to(Path.cwd())) if here else _homeless(str(folder))
+        terminalreporter.write_line(f"report: {shown}/report.md")
 
 
 @pytest.fixture
