@@ -234,7 +234,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if PROMISE not in item.stash or (call.when != "call" and call.excinfo is None):
         return report
-    record = max(_record(item, call), item.stash.get(PENDING, None) or _record(item, call), key=_severity)
+    record = _record(item, call)
+    record = max(item.stash.get(PENDING, record), record, key=_severity)
     item.stash[PENDING] = record
     report.sections = [s for s in report.sections if record.outcome == "failed"]
     if record.outcome in LETTERS:

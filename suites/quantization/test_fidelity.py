@@ -13,7 +13,7 @@ def test_quantization_costs_what_textbook_rounding_costs(case, quantizer, device
     candidate = bench.shelf.quantized(case, quantizer, device)
     ids = make_ids(batch=8, length=64)
 
-    golden, textbook = bench.shelf.textbook(case, quantizer, full, ids)
+    golden, textbook = bench.shelf.textbook(quantizer, full, ids)
     measured = kl_divergence(golden, candidate(ids, use_cache=False).logits).mean()
 
     judge.exactly("quantized layers", quantized_names(candidate, quantizer), intended(full, quantizer))
