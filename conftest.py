@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fixtures import attention, environment, hookspecs, kv_caches, positions, quantizers
+from fixtures import attention, environment, flash, flex, hookspecs, kv_caches, positions, quantizers
 from fixtures.deployment import BadInput, Deployment, read
 from fixtures.judgement import Inconclusive, Judge, Rejected, Unverified
 from fixtures.models import Workshop
@@ -73,6 +73,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
     group.addoption("--allow-pickle", action="store_true", help="load pickled weights")
     group.addoption("--seed", type=int, default=0, help="seed of every input and every seeded model (0)")
+    group.addoption(
+        "--tier", choices=["standard", "full"], default="standard", help="how deep: full adds architectures and lengths"
+    )
     group.addoption("--report", type=Path, metavar="FOLDER", help="where the run goes (reports/runs/<time>-<host>)")
     group.addoption("--allow-partial", action="store_true", help="exit 0 although something was not verified")
     group.addoption("--require", choices=["core"], help="owe every promise, whatever was selected")
@@ -85,6 +88,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: a check that runs on CUDA")
     config.addinivalue_line("markers", "applies(**declared): only subjects that declare one of these values")
+    config.addinivalue_line("markers", "capability(name): only where deployment.toml claims it")
     if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
         raise pytest.UsageError("a conformance run is one process: run it without -n")
     if misfits := environment.out_of_range(ROOT / "pyproject.toml"):
@@ -103,7 +107,7 @@ def _bench(config: pytest.Config) -> Bench:
     here = environment.probe()
     served = _served(option.model or deployment.model, option)
     registry = Registry()
-    for plugin in (attention, kv_caches, positions, quantizers, Workshop(option.seed), served):
+    for plugin in (attention, flex, flash, kv_caches, positions, quantizers, Workshop(option.seed), served):
         config.pluginmanager.register(plugin)
     for hook in KINDS:
         getattr(config.hook, hook)(register=registry.registrar(hook))
