@@ -73,7 +73,7 @@ def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
     run.open()
     for record in (RECORD, failed):
         run.add(record)
-    run.close(judge(run.records, owed=["A-1"], scope="all"), 1.0)
+    run.close(judge(run.records, owed=["A-1"], scope="all"))
     written = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     program = (
         "import sys; from reports import render; render.main(sys.argv[1:]);"
