@@ -96,12 +96,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def _record(item: pytest.Item, call: pytest.CallInfo[None]) -> Record:
-    bench = item.config.stash[BENCH]
+    bench, option = item.config.stash[BENCH], item.config.option
     about, judge = checks.about(item), checks.judge(item)
     end = ending.of(call.excinfo.value if call.excinfo else None, judge, about, bench)
     if end.lost:
         bench.lost = f"the GPU cannot be used since {item.nodeid}: {summary.first_line(end.lost)}"
-    rerun = wording.rerun(item.nodeid, bench.seed)
+    rerun = wording.rerun(item.nodeid, bench.seed, {"deployment": option.deployment, "model": option.model})
     return Record(
         **about,
         outcome=end.outcome,

@@ -13,9 +13,10 @@ def homeless(text: str) -> str:
     return text.replace(str(Path.home()), "~")
 
 
-def rerun(check: str, seed: int) -> str:
-    """The command that runs one check again."""
-    return f"pytest {shlex.quote(check)} --seed {seed}"
+def rerun(check: str, seed: int, given: Mapping[str, Any]) -> str:
+    """The command that runs one check again, with those of the `given` options that were used."""
+    used = [shlex.quote(homeless(f"--{name}={value}")) for name, value in given.items() if value]
+    return " ".join(["pytest", shlex.quote(check), f"--seed {seed}", *used])
 
 
 def message(about: Mapping[str, Any], outcome: str, why: str, rerun: str) -> str:
