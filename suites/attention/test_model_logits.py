@@ -22,28 +22,25 @@ def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, model, 
     judge(candidate, reference, golden)
 
 
+BATCHES = [
+    Padding("none"),
+    Padding("left"),
+    Padding("left", step=False, compiled=True),
+    Padding("right"),
+    Padding("right", step=False),
+]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("padding", [Padding("none"), Padding("left", compiled=True)], ids=str)
+@pytest.mark.parametrize("padding", BATCHES, ids=str)
 def test_row_of_a_batch_equals_the_row_alone(case, attention, dtype, padding, device, model, make_ids, truth, judge):
     """ATTN-16: a row of a padded batch MUST have the logits that it has alone, as a prompt and one cached step on."""
-    _in_a_batch(attention, device, model, make_ids, truth, judge, dtype, padding.side, step=True)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("step", [False, True], ids=["prompt", "step"])
-@pytest.mark.parametrize("padding", [Padding("right")], ids=str)
-def test_right_padding_changes_no_row(case, attention, dtype, padding, step, device, model, make_ids, truth, judge):
-    """ATTN-16: a row of a padded batch MUST have the logits that it has alone, as a prompt and one cached step on."""
-    _in_a_batch(attention, device, model, make_ids, truth, judge, dtype, padding.side, step=step)
-
-
-def _in_a_batch(attention, device, model, make_ids, truth, judge, dtype, side, *, step):
     long, short = make_ids(batch=2, length=41)
-    rows = [long, short if side == "none" else short[:24]]
+    rows = [long, short if padding.side == "none" else short[:24]]
     goldens = [truth(model, row[None], torch.float64)[0] for row in rows]
     references = [truth(model, row[None], dtype)[0] for row in rows]
     with attention.in_model(model) as called, kernels(device) as ran:
-        candidates = after_padding(model, rows, side, step)
+        candidates = after_padding(model, rows, padding)
 
     judge.ran("kernels", attention.kernels.get(device.type, ()), ran)
     judge.ran("calls", () if called is None else [attention.name], called or ())
