@@ -52,7 +52,7 @@ def test_a_claim_on_a_backend_that_takes_nothing_here_is_unverified(conformance,
         ({"dtypes": {"bfloat16"}}, "dtypes must be of"),
         ({"devices": {"cuda:0"}}, "devices must be of"),
         ({"devices": set()}, "devices must be of"),
-        ({"in_model": lambda model: None}, "say which operators prove that it ran"),
+        ({"in_model": lambda model: None}, "say which kernels prove that it ran"),
         ({"dtype": {torch.float32}}, "declares unknown dtype"),
     ],
 )
