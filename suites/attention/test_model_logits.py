@@ -23,13 +23,16 @@ def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, model, 
 
 
 UNWINDOWED = [frozenset(), frozenset({"gqa"}), frozenset({"mla"})]
+SMALL = pytest.mark.applies(real=(False,))  # a trained model costs seconds each, and logic shows in a small one
 BATCHES = [
-    Padding("none"),
+    pytest.param(Padding("none"), marks=SMALL),
     Padding("left"),
-    Padding("left", step=False, compiled=True),
-    Padding("right", step=False),
+    pytest.param(Padding("left", step=False, compiled=True), marks=SMALL),
+    pytest.param(Padding("right", step=False), marks=SMALL),
     # A window, and MPT's ALiBi, count slots of the cache, so for them padding in the middle of a row is no padding.
-    pytest.param(Padding("right"), marks=pytest.mark.applies(needs=UNWINDOWED, positions=("rope", "learned"))),
+    pytest.param(
+        Padding("right"), marks=pytest.mark.applies(needs=UNWINDOWED, positions=("rope", "learned"), real=(False,))
+    ),
 ]
 
 
