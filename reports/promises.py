@@ -20,13 +20,14 @@ BEGIN, END = "<!-- promises -->", "<!-- /promises -->"
 
 @dataclass(frozen=True)
 class Promise:
-    """One sentence with MUST, its id, and where it is held."""
+    """One sentence with MUST, its id, and where it is held; `capability` is what must be claimed for it to be owed."""
 
     id: str
     statement: str
     area: str
     file: str
     function: str
+    capability: str = ""
 
 
 def parse(docstring: str | None) -> tuple[str, str] | None:
@@ -43,12 +44,19 @@ def find(suites: Path = ROOT / "suites") -> list[Promise]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             said = parse(ast.get_docstring(node)) if isinstance(node, ast.FunctionDef) else None
             if said and isinstance(node, ast.FunctionDef):
-                found.append(Promise(*said, path.parent.name, path.relative_to(suites.parent).as_posix(), node.name))
+                file = path.relative_to(suites.parent).as_posix()
+                found.append(Promise(*said, path.parent.name, file, node.name, _capability(node)))
     sentences: dict[str, str] = {}
     for promise in found:
         if sentences.setdefault(promise.id, promise.statement) != promise.statement:
             raise ValueError(f"{promise.file}: {promise.id} already stands for another sentence")
     return found
+
+
+def _capability(node: ast.FunctionDef) -> str:
+    """What `@pytest.mark.capability("name")` names."""
+    marks = [d for d in node.decorator_list if isinstance(d, ast.Call) and ast.unparse(d.func).endswith("capability")]
+    return next((str(ast.literal_eval(mark.args[0])) for mark in marks), "")
 
 
 def table(promises: list[Promise]) -> str:

@@ -58,6 +58,12 @@ class Record:
         return json.dumps(_plain(asdict(self)), sort_keys=True, allow_nan=False)
 
 
+def worse(first: Record | None, second: Record) -> Record:
+    """The worse of two: a later phase, or a second attempt, cannot make a check look better than it was."""
+    order = ("passed", "waived", "unverified", "inconclusive", "failed")
+    return max(first or second, second, key=lambda record: (order.index(record.outcome), record.crash))
+
+
 def _plain(value: Any) -> Any:
     """JSON has no NaN and no Inf: they are kept as words, which `float()` reads back."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -112,8 +112,14 @@ def _subjects(item: pytest.Item) -> list[str]:
 
 
 def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
+    for mark in item.iter_markers("capability"):
+        if mark.args[0] not in _bench(item.config).deployment.claims.get("capabilities", ()):
+            return f"{mark.args[0]} is not claimed"
     device, dtype = params.get("device", "cpu"), params.get("dtype")
+    depth = item.config.getoption("tier")
     for subject in params.values():
+        if getattr(subject, "tier", depth) == "full" != depth:
+            return "of tier full: ask for it with --tier full"
         if not hasattr(subject, "refuses") or subject is device:
             continue
         declared = vars(subject) | dict(getattr(subject, "declared", {}))
@@ -187,8 +193,8 @@ def draw(request: pytest.FixtureRequest, bench: Any) -> torch.Generator:
 
 @pytest.fixture
 def make_qkv(draw: torch.Generator, dtype: torch.dtype, device: torch.device) -> Callable[..., inputs.Qkv]:
-    """Queries, keys and values of a shape, in the check's dtype on its device."""
-    return lambda shape: inputs.qkv(shape, dtype, device, draw)
+    """Queries, keys and values of a problem, in the check's dtype on its device."""
+    return lambda problem: inputs.qkv(problem, dtype, device, draw)
 
 
 @pytest.fixture

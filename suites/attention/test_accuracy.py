@@ -3,29 +3,53 @@
 import pytest
 import torch
 
-from fixtures.meters import operators
+from fixtures.meters import kernels
 from fixtures.oracles.attention import attention as plain
-from fixtures.subjects import Shape
+from fixtures.subjects import Problem
 
-SHAPES = [
-    Shape("mha-33", heads=4, kv_heads=4, length=33, head_dim=64),
-    Shape("mha-129", heads=4, kv_heads=4, length=129, head_dim=128),
-    Shape("gqa-100", heads=6, kv_heads=2, length=100, head_dim=64, batch=2),
-    Shape("gqa-1000", heads=4, kv_heads=2, length=1000, head_dim=64),
-    Shape("mqa-257", heads=4, kv_heads=1, length=257, head_dim=128),
+PROBLEMS = [
+    Problem("one-token", 4, 4, 1),
+    Problem("mha-33", 4, 4, 33),
+    Problem("mha-33-full", 4, 4, 33, causal=False),
+    Problem("gqa-100", 6, 2, 100, batch=2, compiled=True),
+    Problem("gqa-100-full", 6, 2, 100, batch=2, causal=False),
+    Problem("mha-129", 4, 4, 129, head_dim=128),
+    Problem("mha-129-full", 4, 4, 129, head_dim=128, causal=False),
+    Problem("mqa-257", 4, 1, 257, head_dim=128),
+    Problem("mqa-257-full", 4, 1, 257, head_dim=128, causal=False),
+    Problem("d32-257", 4, 2, 257, head_dim=32),
+    Problem("d80-129", 4, 2, 129, head_dim=80),
+    Problem("d96-100", 4, 4, 100, head_dim=96),
+    Problem("d256-129", 2, 1, 129, head_dim=256),
+    Problem("gqa-1000", 4, 2, 1000),
+    Problem("gqa-1000-full", 4, 2, 1000, causal=False),
+    Problem("mha-2048", 2, 2, 2048, tier="full"),
+    Problem("gqa-2048-full", 2, 1, 2048, head_dim=128, causal=False, tier="full"),
+    # a prompt that continues a cache: the last query sees the last key
+    Problem("decode-257", 4, 2, 257, queries=1, batch=2),
+    Problem("chunk-33-of-100", 4, 2, 100, queries=33, compiled=True),
+    Problem("chunk-64-of-1000", 4, 1, 1000, queries=64, head_dim=128),
+    Problem("scale-100", 6, 2, 100, scale=0.3),
+    Problem("scale-257", 4, 4, 257, head_dim=128, scale=1 / 128),
+    Problem("softcap-129", 4, 2, 129, softcap=5.0, spread=4.0),
+    Problem("window-100", 4, 2, 100, window=24, batch=2),
+    Problem("window-257", 4, 4, 257, window=128, head_dim=128),
+    Problem("window-33-of-257", 4, 1, 257, queries=33, window=48),
+    Problem("window-softcap-129", 4, 2, 129, window=24, softcap=5.0, spread=4.0, compiled=True),
+    Problem("gqa-4096", 4, 2, 4096, devices=frozenset({"cuda"})),
 ]
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_output_is_as_accurate_as_eager(attention, dtype, shape, causal, device, make_qkv, judge):
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_output_is_as_accurate_as_eager(attention, dtype, problem, device, make_qkv, judge):
     """ATTN-1: a backend's output MUST be as close to float64 attention as eager attention is in the same dtype."""
-    qkv = make_qkv(shape)
+    qkv = make_qkv(problem)
+    asked = problem.options()
 
-    golden = plain(*qkv.to(torch.float64), causal=causal)
-    reference = plain(*qkv, causal=causal)
-    with operators() as ran:
-        candidate = attention.call(*qkv, causal=causal, scale=None)
+    golden = plain(*qkv.to(torch.float64), **asked)
+    reference = plain(*qkv, **asked)
+    with kernels(device) as ran:
+        candidate = attention(*qkv, **asked)
 
-    judge.ran("operators", attention.operators.get(device.type, ()), ran)
+    judge.ran("kernels", attention.kernels.get(device.type, ()), ran)
     judge(candidate, reference, golden)

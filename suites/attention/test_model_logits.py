@@ -1,8 +1,11 @@
 """A whole model on a backend computes the logits that its weights and its paper say."""
 
+import pytest
 import torch
 
-from fixtures.meters import operators
+from fixtures.decoding import after_padding
+from fixtures.meters import kernels
+from fixtures.subjects import Padding
 
 
 @torch.no_grad()
@@ -11,9 +14,37 @@ def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, model, 
     ids = make_ids(batch=2, length=100)
     golden = truth(model, ids, torch.float64)
     reference = truth(model, ids, dtype)
-    with attention.in_model(model) as called, operators() as ran:
+    with attention.in_model(model) as called, kernels(device) as ran:
         candidate = model(ids, use_cache=False).logits
 
-    judge.ran("operators", attention.operators.get(device.type, ()), ran)
+    judge.ran("kernels", attention.kernels.get(device.type, ()), ran)
     judge.ran("calls", () if called is None else [attention.name], called or ())
     judge(candidate, reference, golden)
+
+
+UNWINDOWED = [frozenset(), frozenset({"gqa"}), frozenset({"mla"})]
+BATCHES = [
+    Padding("none"),
+    Padding("left"),
+    Padding("left", step=False, compiled=True),
+    Padding("right", step=False),
+    # A window, and MPT's ALiBi, count slots of the cache, so for them padding in the middle of a row is no padding.
+    pytest.param(Padding("right"), marks=pytest.mark.applies(needs=UNWINDOWED, positions=("rope", "learned"))),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", BATCHES, ids=str)
+def test_row_of_a_batch_equals_the_row_alone(case, attention, dtype, padding, device, model, make_ids, truth, judge):
+    """ATTN-16: a row of a padded batch MUST have the logits that it has alone, as a prompt and one cached step on."""
+    long, short = make_ids(batch=2, length=41)
+    rows = [long, short if padding.side == "none" else short[:24]]
+    goldens = [truth(model, row[None], torch.float64)[0] for row in rows]
+    references = [truth(model, row[None], dtype)[0] for row in rows]
+    with attention.in_model(model) as called, kernels(device) as ran:
+        candidates = after_padding(model, rows, padding)
+
+    judge.ran("kernels", attention.kernels.get(device.type, ()), ran)
+    judge.ran("calls", () if called is None else [attention.name], called or ())
+    for name, candidate, reference, golden in zip(("long", "short"), candidates, references, goldens, strict=True):
+        judge(candidate, reference, golden, what=f"{name} row")

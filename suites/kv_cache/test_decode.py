@@ -5,6 +5,9 @@ import torch
 
 from fixtures.decoding import feed
 
+# The architectures of tier full are tried under attention so far.
+pytestmark = pytest.mark.applies(tier=("standard",))
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("prompt", [1, 33], ids=["prompt-1", "prompt-33"])

@@ -7,6 +7,9 @@ from fixtures.decoding import feed
 from fixtures.meters import storage_bytes, tensors
 from fixtures.oracles.memory import kv_bytes
 
+# The architectures of tier full are tried under attention so far.
+pytestmark = pytest.mark.applies(tier=("standard",))
+
 PROMPT, STEPS = 40, 3
 
 

@@ -1,9 +1,13 @@
 """Loaded weights take the bytes that arithmetic predicts."""
 
+import pytest
 import torch
 
 from fixtures.meters import storage_bytes, tensors
 from fixtures.oracles.memory import weight_bytes
+
+# The architectures of tier full are tried under attention so far.
+pytestmark = pytest.mark.applies(tier=("standard",))
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ def attention(q, k, v, *, causal, scale=None):
 
 
 def pytest_spiritlevel_attention(register):
-    register("acme", call=attention, dtypes={torch.float32, torch.bfloat16})
+    register("acme", call=attention, dtypes={torch.float32, torch.bfloat16}, longest=1000)
 
 
 def make_cache(config, batch, length):

@@ -1,7 +1,8 @@
 """How far a healthy stack is from the truth, over many seeds, and the slacks that follow.
 
 `python -m suites.meta.calibrate --seeds 20` runs every seeded check that many times in one process, and one whole run
-with the served model, and writes what was measured to `fixtures/calibration/`, a table for each device. Then, and with
+with the served model, and writes what was measured to `fixtures/calibration/`, a table for each device. What follows
+`--` goes to pytest: `… --seeds 200 --name attention -- suites/attention/test_accuracy.py -k gqa-100`. Then, and with
 `--derive` alone, it writes `fixtures/slacks.toml` from all tables that are there. Nothing in that file is set by hand.
 """
 
@@ -15,6 +16,7 @@ import re
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from reports.record import Record, read
 
 ROOT = Path(__file__).parent.parent.parent
 TABLES = ROOT / "fixtures" / "calibration"
-HEADER = ("promise", "quantity", "dtype", "samples", "median", "p99", "maximum", "where", "checks")
+HEADER = ("promise", "quantity", "dtype", "subject", "samples", "median", "p90", "excess", "maximum", "where", "checks")
 
 # A healthy maximum is at most half of what is allowed; of a ratio that ought to be 1, its distance from 1 is.
 POLICY = 2.0
@@ -34,8 +36,16 @@ POLICY = 2.0
 # matrix product in TF32, is a thousand times off.
 POLICIES = {"plain reference": 10.0}
 
+# Where nothing was measured beyond the 90th percentile, the tail is taken to be this long.
+TINY = 1e-9
+
 # No ratio is held closer than this: another machine sums in another order.
 CLOSEST = 0.01
+
+
+# Of a check's parameters, those that name the subject whose distribution a row of a table is.
+SUBJECTS = ("attention", "kv_cache", "encoding", "quantizer")
+Key = tuple[str, str, str, str]
 
 
 class Sample(NamedTuple):
@@ -45,12 +55,19 @@ class Sample(NamedTuple):
     check: str
 
 
-def samples(records: list[Record]) -> dict[tuple[str, str, str], list[Sample]]:
-    """(promise, quantity, dtype) -> what healthy checks measured. Raises ValueError where one did not measure."""
-    found: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
+def samples(records: list[Record]) -> dict[Key, list[Sample]]:
+    """What healthy checks measured, by promise, quantity, dtype and subject.
+
+    The subject is the attention backend, cache, encoding or quantizer; models are pooled. Raises ValueError where a
+    check did not measure.
+    """
+    found: dict[Key, list[Sample]] = defaultdict(list)
     for record in records:
         if record.crash or record.outcome in ("unverified", "inconclusive"):
             raise ValueError(f"{record.check} did not measure: {record.message}")
+        if record.outcome == "waived":
+            continue
+        subject = next((record.parameters[kind] for kind in SUBJECTS if kind in record.parameters), "")
         for judged in record.judgements:
             quantity = re.sub(r"^.*\b(worst row|overall|gain|plain reference)$", r"\1", str(judged["quantity"]))
             if judged["headroom"] is None:
@@ -59,14 +76,14 @@ def samples(records: list[Record]) -> dict[tuple[str, str, str], list[Sample]]:
                 continue
             value = float(judged["measured"])
             if judged["dtype"]:
-                found[record.promise, quantity, judged["dtype"]].append(Sample(value, record.check))
+                found[record.promise, quantity, judged["dtype"], subject].append(Sample(value, record.check))
             elif "÷" in quantity:
-                found[record.promise, quantity, "any"].append(Sample(max(value, 1 / value), record.check))
+                found[record.promise, quantity, "any", subject].append(Sample(max(value, 1 / value), record.check))
     return found
 
 
-def write_table(path: Path, measured: dict[tuple[str, str, str], list[Sample]], stack: str) -> None:
-    """One line for each promise, quantity and dtype."""
+def write_table(path: Path, measured: dict[Key, list[Sample]], stack: str) -> None:
+    """One line for each key; `excess` is how far samples beyond the 90th percentile lie beyond it on average."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
         stream.write(f"# {stack}\n")
@@ -74,40 +91,71 @@ def write_table(path: Path, measured: dict[tuple[str, str, str], list[Sample]], 
         table.writerow(HEADER)
         for key, found in sorted(measured.items()):
             ordered = sorted(found)
-            p99 = ordered[math.ceil(0.99 * len(ordered)) - 1].value
-            worst = ordered[-1]
-            numbers = (f"{x:.5g}" for x in (ordered[len(ordered) // 2].value, p99, worst.value))
+            p90, worst = ordered[math.ceil(0.9 * len(ordered)) - 1].value, ordered[-1]
+            beyond = [s.value - p90 for s in ordered if s.value > p90]
+            excess = sum(beyond) / len(beyond) if beyond else 0.0
+            numbers = (f"{x:.5g}" for x in (ordered[len(ordered) // 2].value, p90, excess, worst.value))
             table.writerow((*key, len(ordered), *numbers, worst.check.split("::")[1], len({s.check for s in ordered})))
 
 
 def derive() -> str:
     """The text of slacks.toml: twice the largest healthy number of any table, to two digits, rounded up."""
+    rows = list(_rows())
     worst: dict[tuple[str, str, str], tuple[float, str]] = {}
     count: dict[tuple[str, str, str], int] = defaultdict(int)
-    for path in sorted(TABLES.glob("*.tsv")):
-        with path.open(encoding="utf-8") as stream:
-            next(stream)
-            for row in csv.DictReader(stream, delimiter="\t"):
-                key = row["promise"], row["quantity"], row["dtype"]
-                count[key] += int(row["samples"])
-                worst[key] = max(worst.get(key, (0.0, "")), (float(row["maximum"]), f"{path.stem}: {row['where']}"))
+    for table, row in rows:
+        key = row["promise"], row["quantity"], row["dtype"]
+        count[key] += int(row["samples"])
+        worst[key] = max(worst.get(key, (0.0, "")), (float(row["maximum"]), f"{table}: {row['where']}"))
+    slacks = {
+        key: 1 + max(slack(healthy - 1), CLOSEST) if key[2] == "any" else slack(healthy, POLICIES.get(key[1], POLICY))
+        for key, (healthy, _) in worst.items()
+    }
     lines = [
         "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
         "# Policy: slack = factor × the healthy maximum, two digits, rounded up; for a ratio that ought to be 1 (dtype",
         f"# `any`), 1 + that of its distance from 1, which is taken to be {CLOSEST:g} at least.",
+        *_false_alarms(rows, slacks),
     ]
     for (promise, quantity, dtype), (healthy, where) in sorted(worst.items()):
-        factor = POLICIES.get(quantity, POLICY)
         lines += [
             "",
             f'["{promise}"."{quantity}".{dtype}]',
-            f"slack = {1 + max(slack(healthy - 1), CLOSEST) if dtype == 'any' else slack(healthy, factor):g}",
+            f"slack = {slacks[promise, quantity, dtype]:g}",
             f"healthy = {healthy}",
-            f"factor = {factor:g}",
+            f"factor = {POLICIES.get(quantity, POLICY):g}",
             f"samples = {count[promise, quantity, dtype]}",
             f'where = "{where}"',
         ]
     return "\n".join(lines) + "\n"
+
+
+def _rows() -> Iterator[tuple[str, dict[str, str]]]:
+    """Every table's name with each of its rows."""
+    for path in sorted(TABLES.glob("*.tsv")):
+        with path.open(encoding="utf-8") as stream:
+            next(stream)
+            for row in csv.DictReader(stream, delimiter="\t"):
+                yield path.stem, row
+
+
+def _false_alarms(rows: list[tuple[str, dict[str, str]]], slacks: dict[tuple[str, str, str], float]) -> list[str]:
+    """How many false alarms a run of a table's checks raises on average, as comments, a line for each table.
+
+    Beyond its 90th percentile a healthy distribution is taken to fall off exponentially, by the mean excess that was
+    measured there; one sample in ten is beyond, and each check draws one sample a quantity.
+    """
+    expected: dict[str, float] = defaultdict(float)
+    for table, row in rows:
+        if "excess" not in row:
+            continue  # a table from before tails were kept
+        allowed = slacks[row["promise"], row["quantity"], row["dtype"]]
+        excess = max(float(row["excess"]), TINY)
+        expected[table] += int(row["checks"]) * 0.1 * math.exp((float(row["p90"]) - allowed) / excess)
+    return [
+        f"# False alarms to expect of one run of the checks in {table}.tsv, under an exponential tail: {rate:.1g}"
+        for table, rate in expected.items()
+    ]
 
 
 def slack(healthy: float, factor: float = POLICY) -> float:
@@ -136,6 +184,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only-cuda", action="store_true", help="leave the CPU's table as it is")
     parser.add_argument("--runs", type=Path, help="keep the runs here, and read those that are there already")
     parser.add_argument("--derive", action="store_true", help="only write slacks.toml from the tables")
+    parser.add_argument("ask", nargs="*", help="what goes to pytest")
     chosen = parser.parse_args(arguments)
     if not chosen.derive:
         measure(chosen)
@@ -151,10 +200,10 @@ def measure(chosen: argparse.Namespace) -> None:
             if (report / "run.json").exists():
                 records += read(report / "records.jsonl")
                 continue
-            small = [] if seed == chosen.first else ["-k", "not served"]
+            small = [] if seed == chosen.first or "-k" in chosen.ask else ["-k", "not served"]
             gpu = ["-m", "gpu"] if chosen.only_cuda else []
             command = ["-q", "--no-header", "--tb=line", "--seed", str(seed), "--report", str(report), *small, *gpu]
-            pytest.main(["--rootdir", str(ROOT), "-p", "suites.meta.acme", *command])
+            pytest.main(["--rootdir", str(ROOT), "-p", "suites.meta.acme", *command, *chosen.ask])
             records += read(report / "records.jsonl")
     here = environment.probe()
     stack = f"{datetime.date.today()}, seeds {chosen.first} to {chosen.first + chosen.seeds - 1}, {here.cpu}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             for rule in reversed(["error", *IGNORED]):
                 item.add_marker(pytest.mark.filterwarnings(rule))
+
+
+# What the checks of a test start with, and those that several tests are about.
+HEAD = """
+    import torch
+    import pytest
+    from fixtures.judgement import Judge, Unverified
+"""
+PASSES = '''
+    def test_holds(judge):
+        """TEST-1: one MUST be one."""
+        judge.exactly("one", 1, 1)
+'''
+FAILS = '''
+    def test_breaks(judge):
+        """TEST-2: one MUST be two."""
+        judge.exactly("one", 1, 2)
+'''
+CRASHES = '''
+    def test_crashes(judge):
+        """TEST-2: one MUST be two."""
+        raise RuntimeError("out of luck")
+'''
 
 
 class Outcome(NamedTuple):
@@ -63,5 +87,20 @@ def conformance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[
         found = folder / "records.jsonl"
         captured = capsys.readouterr()
         return Outcome(int(code), read(found) if found.exists() else [], captured.out + captured.err)
+
+    return run
+
+
+@pytest.fixture
+def verdict_of(tmp_path: Path, conformance: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Run a file of checks, with a deployment file if one is given."""
+
+    def run(checks: list[str], deployment: str = "", *options: str | Path) -> Outcome:
+        file = tmp_path / "checks" / "test_checks.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(textwrap.dedent(HEAD) + "\n".join(map(textwrap.dedent, checks)), encoding="utf-8")
+        toml = tmp_path / "deployment.toml"
+        toml.write_text(textwrap.dedent(deployment), encoding="utf-8")
+        return conformance(file, "-p", "conftest", "-p", "suites.conftest", f"--deployment={toml}", *options)
 
     return run

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from reports import render, summary
+from fixtures.models import Workshop
+from reports import render, summary, wording
 from reports.record import Record, append, read
 from reports.run import Run
 from reports.verdict import judge
@@ -73,7 +75,7 @@ def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
     run.open()
     for record in (RECORD, failed):
         run.add(record)
-    run.close(judge(run.records, owed=["A-1"], scope="all"), 1.0)
+    run.close(judge(run.records, owed=["A-1"], scope="all"))
     written = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     program = (
         "import sys; from reports import render; render.main(sys.argv[1:]);"
@@ -87,6 +89,31 @@ def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
     assert "a \\| &lt;b>" in written
     assert "a/test_a.py::test_a[x\\|y-cpu]" in written
     assert "` ` ` not" in written
+
+
+def test_a_rerun_line_holds_what_was_given_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+
+    assert (
+        wording.rerun("a.py::test[x-cpu]", 7, {"model": "", "deployment": None})
+        == "pytest 'a.py::test[x-cpu]' --seed 7"
+    )
+    assert wording.rerun("a.py::test", 0, {"model": "/home/me/b c"}) == "pytest a.py::test --seed 0 '--model=~/b c'"
+
+
+def test_a_rerun_line_asks_for_the_same_model_and_deployment(conformance, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = Workshop(0, tmp_path).checkpoint("llama-gqa")
+    (tmp_path / "deployment.toml").write_text("[deployment]\nname = 'ours'\n", encoding="utf-8")
+    given = f"--model={model}", f"--deployment={tmp_path / 'deployment.toml'}"
+    found = conformance("suites/attention/test_accuracy.py", "-k", "mha-33-full-eager-float32-cpu", *given)
+
+    (record,) = found.records
+    assert record.rerun.endswith(f" --seed 0 '--deployment=~/deployment.toml' '--model=~/{model.name}'")
+
+    again = conformance(*shlex.split(record.rerun)[1:])
+
+    assert [(r.check, r.outcome, r.rerun) for r in again.records] == [(record.check, "passed", record.rerun)]
 
 
 def test_the_tightest_passes_come_first():

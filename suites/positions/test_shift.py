@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+# The architectures of tier full are tried under attention so far.
+pytestmark = pytest.mark.applies(tier=("standard",))
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("shift", [1, 64, 2000])

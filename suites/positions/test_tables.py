@@ -6,6 +6,9 @@ import torch
 from fixtures.oracles import alibi, rope
 from fixtures.positions import module_tables, rotary_modules
 
+# The architectures of tier full are tried under attention so far.
+pytestmark = pytest.mark.applies(tier=("standard",))
+
 # Runs of 64 positions: the start, around usual training lengths, and far beyond.
 STARTS = [0, 1000, 4064, 8160, 32736, 131040]
 ALIBI_LENGTH = 2049

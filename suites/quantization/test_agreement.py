@@ -7,6 +7,9 @@ from fixtures import text
 from fixtures.agreement import compare, expected
 from fixtures.engagement import intended, quantized_names
 
+# The architectures of tier full are tried under attention so far.
+pytestmark = pytest.mark.applies(tier=("standard",))
+
 # Tokens of each of the 48 documents: 48 × 127 predictions.
 LENGTH = 128
 

@@ -1,9 +1,13 @@
 """A quantized model is as far from full precision as textbook rounding puts it: not further, and not nearer."""
 
+import pytest
 import torch
 
 from fixtures.agreement import kl_divergence
 from fixtures.engagement import intended, quantized_names
+
+# The architectures of tier full are tried under attention so far.
+pytestmark = pytest.mark.applies(tier=("standard",))
 
 
 @torch.no_grad()

