@@ -1,0 +1,31 @@
+"""Requests that share one packed sequence and a paged cache are answered as if each were alone."""
+
+import pytest
+import torch
+
+from fixtures.subjects import Traffic
+
+TRAFFIC = [
+    Traffic("fits", lengths=(5, 33), count=12),
+    Traffic("splits-a-prompt", lengths=(33, 6, 90, 3), count=12),  # more than the tokens that go in at once
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("traffic", TRAFFIC, ids=str)
+@pytest.mark.applies(real=(False,))
+def test_tokens_are_those_that_the_logits_rank_first(
+    case, attention, dtype, traffic, device, model, make_ids, truth, judge
+):
+    """ATTN-18: what is generated on a paged cache MUST be, token by token, what the golden logits rank first."""
+    texts = make_ids(batch=len(traffic.lengths), length=max(traffic.lengths))
+    prompts = [text[:length] for text, length in zip(texts, traffic.lengths, strict=True)]
+
+    answers = attention.answer(model, [prompt.tolist() for prompt in prompts], traffic.count)
+
+    judge.exactly("tokens generated", sum(map(len, answers)), traffic.count * len(prompts), unit="tokens")
+    for prompt, answer in zip(prompts, answers, strict=True):
+        whole = torch.cat([prompt, torch.tensor(answer, device=device)])[None]
+        golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
+        judge.ranked_first(answer, reference, golden, what=f"prompt of {len(prompt)}")
