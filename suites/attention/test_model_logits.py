@@ -22,12 +22,15 @@ def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, model, 
     judge(candidate, reference, golden)
 
 
+WINDOWED = [frozenset({"window"}), frozenset({"gqa", "window"}), frozenset({"gqa", "window", "softcap"})]
 UNWINDOWED = [frozenset(), frozenset({"gqa"}), frozenset({"mla"})]
 BATCHES = [
     Padding("none"),
     Padding("left"),
     Padding("left", step=False, compiled=True),
     Padding("right", step=False),
+    # A cache that drops old tokens hides whether the mask does.
+    pytest.param(Padding("left", keeps=True), marks=pytest.mark.applies(needs=WINDOWED)),
     # A window, and MPT's ALiBi, count slots of the cache, so for them padding in the middle of a row is no padding.
     pytest.param(Padding("right"), marks=pytest.mark.applies(needs=UNWINDOWED, positions=("rope", "learned"))),
 ]
