@@ -22,6 +22,7 @@ def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, model, 
     judge(candidate, reference, golden)
 
 
+WINDOWED = [frozenset({"window"}), frozenset({"gqa", "window"}), frozenset({"gqa", "window", "softcap"})]
 UNWINDOWED = [frozenset(), frozenset({"gqa"}), frozenset({"mla"})]
 SMALL = pytest.mark.applies(real=(False,))  # a trained model costs seconds each, and logic shows in a small one
 BATCHES = [
@@ -29,6 +30,8 @@ BATCHES = [
     Padding("left"),
     pytest.param(Padding("left", step=False, compiled=True), marks=SMALL),
     pytest.param(Padding("right", step=False), marks=SMALL),
+    # A cache that drops old tokens hides whether the mask does.
+    pytest.param(Padding("left", keeps=True), marks=pytest.mark.applies(needs=WINDOWED, real=(False,))),
     # A window, and MPT's ALiBi, count slots of the cache, so for them padding in the middle of a row is no padding.
     pytest.param(
         Padding("right"), marks=pytest.mark.applies(needs=UNWINDOWED, positions=("rope", "learned"), real=(False,))

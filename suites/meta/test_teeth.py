@@ -10,13 +10,10 @@ from suites.meta.faults import FAULTS
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_fault_is_rejected_by_its_promise(fault, conformance):
-    path, words = fault.checks
-    ask = (ROOT / "suites" / path, "-k", words)
-
-    healthy = healthy_run(conformance, *ask)
+def test_fault_is_rejected_by_its_promise(fault, ask):
+    healthy = healthy_run(fault, ask)
     with fault.inject():
-        faulty = conformance(*ask)
+        faulty = ask(fault)
 
     passed = {r.check for r in healthy.records if r.outcome == "passed"}
     rejected = [r for r in faulty.records if r.outcome == "failed" and not r.crash and r.promise == fault.promise]
@@ -26,14 +23,28 @@ def test_fault_is_rejected_by_its_promise(fault, conformance):
     assert faulty.code == 1
 
 
+@pytest.fixture
+def ask(conformance, tmp_path):
+    """Run the checks that ought to see a fault, for a deployment that claims what they are about."""
+
+    def run(fault):
+        path, words = fault.checks
+        deployment = tmp_path / "deployment.toml"
+        deployment.write_text(f"[claims]\ncapabilities = {list(fault.claims)}\n", encoding="utf-8")
+        return conformance(ROOT / "suites" / path, "-k", words, f"--deployment={deployment}", *fault.options)
+
+    return run
+
+
 HEALTHY = {}
 
 
-def healthy_run(conformance, *ask):
+def healthy_run(fault, ask):
     """The same checks without a fault, once for each question."""
-    if ask not in HEALTHY:
-        HEALTHY[ask] = conformance(*ask)
-    return HEALTHY[ask]
+    question = fault.checks, fault.claims, fault.options
+    if question not in HEALTHY:
+        HEALTHY[question] = ask(fault)
+    return HEALTHY[question]
 
 
 @cache

@@ -25,20 +25,35 @@ class Fault:
     source: str
     unseen: str
     inject: Callable[[], AbstractContextManager[None]]
+    claims: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(promise: str, *checks: str, source: str, unseen: str) -> Callable[[Any], Any]:
-    """Register a generator function as a fault. `checks`: a path below suites/, then words for -k."""
+def fault(
+    promise: str,
+    *checks: str,
+    source: str,
+    unseen: str,
+    claims: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+) -> Callable[[Any], Any]:
+    """Register a generator function as a fault.
+
+    `checks`: a path below suites/, then words for -k. `claims`: capabilities that the deployment claims, where the
+    promise is about one. `options`: more for the command line, as ("--tier", "full").
+    """
 
     def register(generator: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
         name = generator.__name__
         if name in FAULTS:
             raise ValueError(f"two faults are called {name}")
         statement = " ".join((generator.__doc__ or "").split())
-        FAULTS[name] = Fault(name, statement, promise, checks, source, unseen, contextmanager(generator))
+        FAULTS[name] = Fault(
+            name, statement, promise, checks, source, unseen, contextmanager(generator), claims, options
+        )
         return generator
 
     return register
@@ -94,12 +109,40 @@ def all_of(*contexts: AbstractContextManager[Any]) -> ExitStack:
 
 
 from suites.meta.faults import (  # noqa: E402 - each registers its faults here
-    attention,
+    arithmetic,
+    batches,
+    company,
+    devices,
+    engagement,
+    in_models,
     kv_cache,
+    layouts,
+    masks,
     memory,
     positions,
     quantization,
+    scores,
+    tiles,
     weights,
 )
 
-__all__ = ["FAULTS", "Fault", "attention", "fault", "kv_cache", "memory", "positions", "quantization", "weights"]
+__all__ = [
+    "FAULTS",
+    "Fault",
+    "arithmetic",
+    "batches",
+    "company",
+    "devices",
+    "engagement",
+    "fault",
+    "in_models",
+    "kv_cache",
+    "layouts",
+    "masks",
+    "memory",
+    "positions",
+    "quantization",
+    "scores",
+    "tiles",
+    "weights",
+]

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from suites.meta.faults import fault, swapped, swapped_item
+from suites.meta.faults import fault, patches, swapped
 from suites.meta.faults.positions import rotary
 
 DECODE = ("kv_cache/test_decode.py", "llama-gqa and float32 and prompt-33")
-
-
-@contextmanager
-def masks(change: Callable[[Any, dict[str, Any]], Any]) -> Iterator[None]:
-    """Patch transformers' mask builders. change(build, keywords) -> mask."""
-    from transformers import AttentionMaskInterface
-
-    mapping = AttentionMaskInterface._global_mapping
-    with ExitStack() as stack:
-        for name in ("sdpa", "eager"):
-            build = mapping[name]
-            patched = lambda *args, build=build, **keywords: change(build, dict(keywords))  # noqa: E731
-            stack.enter_context(swapped_item(mapping, name, patched))
-        yield
 
 
 def _all_visible_to_one_token(build: Any, keywords: dict[str, Any]) -> Any:
@@ -66,7 +51,7 @@ def cache_is_kept_in_bfloat16() -> Iterator[None]:
 )
 def unwritten_slots_are_visible() -> Iterator[None]:
     """The mask is skipped while decoding: empty slots of a StaticCache take part in the softmax."""
-    with masks(_all_visible_to_one_token):
+    with patches.masks(_all_visible_to_one_token):
         yield
 
 
@@ -79,7 +64,7 @@ def unwritten_slots_are_visible() -> Iterator[None]:
 )
 def window_is_ignored_while_decoding() -> Iterator[None]:
     """A single query sees all keys that are cached, window or not."""
-    with masks(_all_visible_to_one_token):
+    with patches.masks(_all_visible_to_one_token):
         yield
 
 

@@ -1,0 +1,146 @@
+"""Faults of whole models: what a library hands to its kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from suites.meta.faults import fault, patches, swapped
+
+FILE = "attention/test_model_logits.py"
+LOGITS = (FILE, "test_logits and sdpa-llama-gqa-float32")
+FULL = {"options": ("--tier", "full")}
+
+
+@fault("ATTN-2", *LOGITS, source="https://github.com/huggingface/transformers/pull/38290", unseen="eager")
+def scale_is_applied_twice() -> Iterator[None]:
+    """Queries are multiplied by 1/sqrt(d) and the kernel scales again."""
+
+    def change(call: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **more: Any) -> Any:
+        return call(module, q * (more.get("scaling") or q.shape[-1] ** -0.5), k, v, mask, **more)
+
+    with patches.interface(change):
+        yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_logits and llama-gqa-float32 and (eager or (sdpa and not math and not flash))",
+    source="https://github.com/huggingface/transformers/issues/31891",
+    unseen="any comparison of eager with sdpa: both read the same config",
+)
+def scale_comes_from_the_wrong_dimension() -> Iterator[None]:
+    """The scale is 1/sqrt(224), not 1/sqrt(256), in eager and in sdpa alike: 7 % too large."""
+
+    def change(call: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **more: Any) -> Any:
+        more["scaling"] = (more.get("scaling") or q.shape[-1] ** -0.5) * math.sqrt(256 / 224)
+        return call(module, q, k, v, mask, **more)
+
+    with patches.interface(change), patches.eager(change):
+        yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_logits and sdpa-granite-multipliers-float32",
+    source="https://github.com/huggingface/transformers/pull/44397",
+    unseen="models whose scale is 1/sqrt(head_dim); eager",
+    **FULL,
+)
+def scale_of_the_config_is_ignored() -> Iterator[None]:
+    """The scale that a config asks for does not reach the kernel."""
+
+    def change(call: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **more: Any) -> Any:
+        return call(module, q, k, v, mask, **more | {"scaling": None})
+
+    with patches.interface(change):
+        yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_logits and sdpa-falcon-alibi-float32",
+    source="https://github.com/huggingface/transformers/issues/29067",
+    unseen="eager; models without ALiBi",
+    **FULL,
+)
+def alibi_is_dropped_by_sdpa() -> Iterator[None]:
+    """Of an additive mask only what hides reaches the kernel: ALiBi is lost."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        if more.get("attn_mask") is not None:
+            more["attn_mask"] = patches.shown(q, k, more)
+        return call(q, k, v, **more)
+
+    with patches.kernel(change):
+        yield
+
+
+@fault("ATTN-2", *LOGITS, source="https://github.com/huggingface/transformers/issues/48748", unseen="padding, decode")
+def future_leaks_where_the_mask_is_skipped() -> Iterator[None]:
+    """The mask is left out as an optimisation, and is_causal is not set."""
+
+    def change(call: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **more: Any) -> Any:
+        if mask is None and q.shape[2] > 1:
+            more["is_causal"] = False
+        return call(module, q, k, v, mask, **more)
+
+    with patches.interface(change):
+        yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_logits and sdpa-mistral-window-float32",
+    source="https://github.com/huggingface/transformers/issues/39408",
+    unseen="texts shorter than the window",
+)
+def sliding_window_sees_one_key_more() -> Iterator[None]:
+    """A query sees W + 1 keys."""
+    from transformers import masking_utils
+
+    def overlay(window: int) -> Any:
+        return lambda batch, head, query, key: key > query - window - 1
+
+    with swapped(masking_utils, "sliding_window_overlay", overlay):
+        yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_logits and sdpa-gemma3-layers-float32",
+    source="our own: one mask for all layers",
+    unseen="models whose layers are alike; texts shorter than the window",
+    **FULL,
+)
+def full_layers_get_the_window_too() -> Iterator[None]:
+    """Where layers with a window and without take turns, all are masked as the first one is."""
+    first: dict[str, Any] = {}
+
+    def change(call: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **more: Any) -> Any:
+        if module.layer_idx == 0:
+            first["mask"] = mask
+        return call(module, q, k, v, first["mask"], **more)
+
+    with patches.interface(change):
+        yield
+
+
+@fault("ATTN-2", *LOGITS, source="our own: view where transpose is meant", unseen="one head")
+def heads_are_joined_in_the_wrong_order() -> Iterator[None]:
+    """The output is handed back as (heads, length), and read as (length, heads)."""
+
+    def change(call: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **more: Any) -> Any:
+        out, weights = call(module, q, k, v, mask, **more)
+        return out.transpose(1, 2).reshape(out.shape), weights
+
+    with patches.interface(change):
+        yield

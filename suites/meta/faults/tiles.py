@@ -1,0 +1,151 @@
+"""Faults of indices: tiles, their edges, and where queries and keys stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from suites.meta.faults import fault, patches
+
+FLAGS = ("attention/test_mask.py", "flags_show and sdpa-float32 and not window")
+POINTED = ("attention/test_retrieval.py", "sdpa-float32 and (gqa-129 or full-257 or mqa-1000)")
+TILE = 128
+
+
+@fault(
+    "ATTN-3",
+    *FLAGS,
+    source="https://github.com/pytorch/pytorch/issues/162588",
+    unseen="texts of up to 65,536 tokens there; here the limit is 128, so that a CPU sees the class",
+)
+def query_index_wraps() -> Iterator[None]:
+    """The query's index is held in too few bits: rows from 128 on are masked like row i mod 128."""
+    with patches.mask(lambda seen: seen[..., torch.arange(seen.shape[-2]) % TILE, :]):
+        yield
+
+
+@fault(
+    "ATTN-3",
+    *FLAGS,
+    source="https://github.com/thu-ml/SageAttention/pull/372",
+    unseen="prompts without a cache",
+)
+def chunk_is_aligned_with_the_first_key() -> Iterator[None]:
+    """Where queries are fewer than keys, the first query sees the first key only, as if no cache were there."""
+
+    def change(seen: Tensor) -> Tensor:
+        return seen if seen.shape[-2] == seen.shape[-1] else seen & torch.ones_like(seen).tril()
+
+    with patches.mask(change):
+        yield
+
+
+@fault("ATTN-3", *FLAGS, source="our own: < where <= is meant", unseen="full attention; decoding")
+def boundary_is_one_key_late() -> Iterator[None]:
+    """A query sees the key after its last."""
+    with patches.mask(lambda seen: seen | F.pad(seen, (1, -1))):
+        yield
+
+
+@fault("ATTN-3", *FLAGS, source="our own: causality as the default", unseen="causal calls")
+def call_without_a_mask_is_causal() -> Iterator[None]:
+    """Where there is no mask, the kernel is causal, asked or not."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        return call(q, k, v, **more | {"is_causal": more.get("attn_mask") is None})
+
+    with patches.kernel(change):
+        yield
+
+
+@fault(
+    "ATTN-3",
+    "attention/test_mask.py",
+    "flags_show and sdpa-float32 and window",
+    source="our own: a full tile and a partial one confused",
+    unseen="masks that follow the tiles",
+)
+def partial_tiles_are_taken_whole() -> Iterator[None]:
+    """A tile of 8 keys of which a query sees one is seen as a whole."""
+
+    def change(seen: Tensor) -> Tensor:
+        padded = F.pad(seen, (0, -seen.shape[-1] % 8))
+        whole = padded.unflatten(-1, (-1, 8)).any(-1).repeat_interleave(8, -1)
+        return whole[..., : seen.shape[-1]]
+
+    with patches.mask(change):
+        yield
+
+
+@fault(
+    "ATTN-3",
+    *FLAGS,
+    source="https://github.com/flashinfer-ai/flashinfer/pull/5090",
+    unseen="a number of keys that is a multiple of the tile",
+)
+def keys_beyond_the_end_are_counted() -> Iterator[None]:
+    """The last tile is filled up with keys of zeros: they score 0, weigh something, and bring nothing."""
+
+    def change(scores: Tensor, seen: Tensor) -> Tensor:
+        padded = F.pad(scores.masked_fill(~seen, -torch.inf), (0, -scores.shape[-1] % 64))
+        return torch.softmax(padded, -1)[..., : scores.shape[-1]]
+
+    with patches.softmax(change):
+        yield
+
+
+@fault("ATTN-8", *POINTED, source="our own: an index of 7 bits", unseen="up to 128 keys")
+def key_index_wraps() -> Iterator[None]:
+    """The key's index is held in too few bits: from 128 on, keys and values are those of j mod 128."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        index = torch.arange(k.shape[-2], device=k.device) % TILE
+        return call(q, k[..., index, :], v[..., index, :], **more)
+
+    with patches.kernel(change):
+        yield
+
+
+@fault(
+    "ATTN-8",
+    *POINTED,
+    source="our own, after https://github.com/pytorch/pytorch/issues/191937",
+    unseen="lengths that are not a tile and one more",
+)
+def lone_key_of_the_last_tile_is_dropped() -> Iterator[None]:
+    """Where the last tile holds a single key, it is not read."""
+
+    def change(seen: Tensor) -> Tensor:
+        keys = seen.shape[-1]
+        return seen & (torch.arange(keys, device=seen.device) < keys - 1) if keys % TILE == 1 else seen
+
+    with patches.mask(change):
+        yield
+
+
+@fault("ATTN-8", *POINTED, source="our own: keys // tile tiles", unseen="a number of keys that is a multiple of it")
+def last_tile_is_dropped() -> Iterator[None]:
+    """Keys beyond the last whole tile are not read."""
+
+    def change(seen: Tensor) -> Tensor:
+        keys = seen.shape[-1]
+        whole = keys - keys % TILE if keys > TILE else keys
+        return seen & (torch.arange(keys, device=seen.device) < whole)
+
+    with patches.mask(change):
+        yield
+
+
+@fault("ATTN-8", *POINTED, source="our own: a head stride that is added twice", unseen="MQA; the first tile")
+def values_are_those_of_the_next_head() -> Iterator[None]:
+    """After the first tile the values are read from the next key head, the keys from the right one."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        return call(q, k, torch.cat([v[..., :TILE, :], v[..., TILE:, :].roll(-1, 1)], -2), **more)
+
+    with patches.kernel(change):
+        yield
