@@ -11,13 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from suites.meta.faults import fault, patches, swapped
 
-FILE = "attention/test_accuracy.py"
+FILE = "attention/test_engagement.py"
 
 
 @fault(
-    "ATTN-1",
+    "ATTN-17",
     FILE,
-    "sdpa-flash-cpu-float32 and gqa-100-",
+    "sdpa-flash-cpu-float32 and shared-heads-100",
     source="our own: a context that is entered too late",
     unseen="any look at the numbers: MATH is right",
 )
@@ -33,9 +33,9 @@ def flash_falls_back_to_math() -> Iterator[None]:
 
 
 @fault(
-    "ATTN-1",
+    "ATTN-17",
     FILE,
-    "flex-float32 and gqa-100-",
+    "flex-float32 and prefill-256",
     source="https://github.com/vllm-project/vllm/issues/27178",
     unseen="any look at the numbers: what runs unfused is bit-equal to eager",
 )
