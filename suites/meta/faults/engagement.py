@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,5 +42,6 @@ def flash_falls_back_to_math() -> Iterator[None]:
 )
 def flex_runs_unfused() -> Iterator[None]:
     """Dynamo has given up on flex_attention after too many shapes, and runs it as it is written."""
-    with swapped(torch, "compile", lambda function, **how: function):
+    with swapped(torch, "compile", lambda function, **how: function), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flex_attention called without")  # torch says so, once a process
         yield
