@@ -61,7 +61,9 @@ def _capability(node: ast.FunctionDef) -> str:
 
 def table(promises: list[Promise]) -> str:
     """The promises as a Markdown table, a row each, in the order of their ids."""
-    rows = {p.id: (p.id, p.statement, f"[{p.file.split('/', 1)[1]}]({p.file})") for p in promises}
+    rows: dict[str, tuple[str, str, str]] = {}
+    for p in promises:  # where a promise is held in several places, the first one names it
+        rows.setdefault(p.id, (p.id, p.statement, f"[{p.file.split('/', 1)[1]}]({p.file})"))
 
     def order(identifier: str) -> tuple[str, int]:
         name, number = identifier.split("-")
