@@ -53,3 +53,25 @@ def test_output_is_as_accurate_as_eager(attention, dtype, problem, device, make_
 
     judge.ran("kernels", attention.kernels.get(device.type, ()), ran)
     judge(candidate, reference, golden)
+
+
+BIASED = [
+    Problem("bias-100", 4, 2, 100, batch=2, takes=frozenset({"bias"}), compiled=True),
+    Problem("bias-129-full", 4, 4, 129, head_dim=128, batch=2, causal=False, takes=frozenset({"bias"})),
+    Problem("bias-decode-257", 4, 2, 257, queries=1, batch=2, takes=frozenset({"bias"})),
+]
+
+
+@pytest.mark.parametrize("problem", BIASED, ids=str)
+def test_output_under_a_bias_is_as_accurate_as_eager(attention, dtype, problem, device, make_qkv, draw, judge):
+    """ATTN-1: a backend's output MUST be as close to float64 attention as eager attention is in the same dtype."""
+    qkv = make_qkv(problem)
+    pairs = problem.batch, problem.heads, problem.rows, problem.length
+    bias = (2 * torch.randn(pairs, generator=draw)).to(device=device, dtype=dtype)
+    asked = problem.options()
+
+    golden = plain(*qkv.to(torch.float64), bias=bias.double(), **asked)
+    reference = plain(*qkv, bias=bias, **asked)
+    candidate = attention(*qkv, bias=bias, **asked)
+
+    judge(candidate, reference, golden)

@@ -1,6 +1,9 @@
 """A saturated softmax returns exactly the value it points at: an index that wraps is an error of order one."""
 
+import math
+
 import pytest
+import torch
 
 from fixtures.meters import kernels
 from fixtures.probes import first_difference, saturated
@@ -34,4 +37,19 @@ def test_saturated_softmax_returns_the_value_it_points_at(attention, dtype, prob
 
     judge.ran("kernels", attention.kernels.get(device.type, ()), ran)
     wrong, where = first_difference(candidate, expected)
+    judge.exactly("values that are not the key's", wrong, 0, place=where)
+
+
+LARGE = [Problem("large-values-129", 4, 2, 129), Problem("large-values-1000", 2, 2, 1000, head_dim=128)]
+
+
+@pytest.mark.parametrize("problem", LARGE, ids=str)
+def test_value_may_be_as_large_as_its_dtype_allows(attention, dtype, problem, device, draw, judge):
+    """ATTN-8: where one key's score towers over all others, the output MUST be that key's value, exactly."""
+    qkv, expected = saturated(problem, dtype, device, draw)
+    far = 2.0 ** (math.frexp(torch.finfo(dtype).max)[1] - 6)  # a power of two changes no digit
+
+    candidate = attention(qkv.q, qkv.k, qkv.v * far, **problem.options())
+
+    wrong, where = first_difference(candidate, expected * far)
     judge.exactly("values that are not the key's", wrong, 0, place=where)

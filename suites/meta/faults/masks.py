@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ FILE = "attention/test_mask.py"
 MASKS = (FILE, "mask_shows and sdpa-float32 and bool")
 BLIND = (FILE, "see_nothing and sdpa-float32")
 HIDDEN = (FILE, "hidden_slots_change and sdpa-float32")
+BIAS = ("attention/test_accuracy.py", "under_a_bias and sdpa-float32")
 CAREFUL = (FILE, "nan_in_hidden and careful-float32")
 CLAIMED = {"claims": ("hidden-nan",), "options": ("-p", careful.__name__)}
 
@@ -73,6 +74,20 @@ def single_query_is_not_masked() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _bias(change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Patch what is added to the scores. change(added, q) -> added."""
+
+    def own(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        mask = more.get("attn_mask")
+        if mask is not None and mask.dtype != torch.bool:
+            more["attn_mask"] = change(mask, q)
+        return call(q, k, v, **more)
+
+    with patches.kernel(own):
+        yield
+
+
 @fault(
     "ATTN-4",
     FILE,
@@ -82,14 +97,28 @@ def single_query_is_not_masked() -> Iterator[None]:
 )
 def lowest_number_is_clamped() -> Iterator[None]:
     """What is added to the scores is kept above -30, lest something overflow: hidden keys weigh a little."""
+    with _bias(lambda added, q: added.clamp(min=-30)):
+        yield
 
-    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
-        mask = more.get("attn_mask")
-        if mask is not None and mask.dtype != torch.bool:
-            more["attn_mask"] = mask.clamp(min=-30)
-        return call(q, k, v, **more)
 
-    with patches.kernel(change):
+@fault("ATTN-1", *BIAS, source="our own: a bias that joins the scores too early", unseen="biases of 0 and -inf")
+def bias_is_scaled_with_the_scores() -> Iterator[None]:
+    """The bias is added before the scale acts, and is scaled too."""
+    with _bias(lambda added, q: added * q.shape[-1] ** -0.5):
+        yield
+
+
+@fault("ATTN-1", *BIAS, source="our own: a head stride of 0", unseen="one bias for all heads")
+def heads_share_the_first_bias() -> Iterator[None]:
+    """Every head has the bias of head 0."""
+    with _bias(lambda added, q: added[:, :1]):
+        yield
+
+
+@fault("ATTN-1", *BIAS, source="our own: a mask's dtype fixed", unseen="bfloat16; biases of 0 and -inf")
+def bias_is_kept_in_bfloat16() -> Iterator[None]:
+    """What is added to float32 scores has passed through bfloat16."""
+    with _bias(lambda added, q: added.bfloat16().to(added.dtype)):
         yield
 
 
