@@ -104,7 +104,7 @@ def _record(item: pytest.Item, call: pytest.CallInfo[None]) -> Record:
     end = ending.of(call.excinfo.value if call.excinfo else None, judge, about, bench)
     if end.lost:
         bench.lost = f"the GPU cannot be used since {item.nodeid}: {summary.first_line(end.lost)}"
-    rerun = wording.rerun(item.nodeid, bench.seed, {"deployment": option.deployment, "model": option.model})
+    rerun = wording.rerun(item.nodeid, bench.seed, option)
     return Record(
         **about,
         outcome=end.outcome,

@@ -13,10 +13,15 @@ def homeless(text: str) -> str:
     return text.replace(str(Path.home()), "~")
 
 
-def rerun(check: str, seed: int, given: Mapping[str, Any]) -> str:
-    """The command that runs one check again, with those of the `given` options that were used."""
-    used = [shlex.quote(homeless(f"--{name}={value}")) for name, value in given.items() if value]
-    return " ".join(["pytest", shlex.quote(check), f"--seed {seed}", *used])
+def rerun(check: str, seed: int, option: Any) -> str:
+    """The command that runs one check again on the same subjects, from the options of the run."""
+    said = [f"--{name}={value}" for name in ("deployment", "model") if (value := getattr(option, name))]
+    said += [f"--{name.replace('_', '-')}" for name in ("trust_remote_code", "allow_pickle") if getattr(option, name)]
+    said += ["--tier=full"] * (option.tier == "full")
+    plugins = [f"-p {shlex.quote(name)}" for name in option.plugins if not name.startswith("no:")]
+    return " ".join(
+        ["pytest", shlex.quote(check), f"--seed {seed}", *(shlex.quote(homeless(s)) for s in said), *plugins]
+    )
 
 
 def message(about: Mapping[str, Any], outcome: str, why: str, rerun: str) -> str:

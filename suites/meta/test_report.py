@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,14 +92,30 @@ def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
     assert "` ` ` not" in written
 
 
-def test_a_rerun_line_holds_what_was_given_and_nothing_else(monkeypatch):
+NOTHING_GIVEN = {
+    "model": "",
+    "deployment": None,
+    "trust_remote_code": False,
+    "allow_pickle": False,
+    "tier": "standard",
+    "plugins": ["no:cacheprovider"],
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "more"),
+    [
+        ({}, ""),
+        ({"model": "/home/me/b c"}, " '--model=~/b c'"),
+        ({"tier": "full", "plugins": ["acme"], "allow_pickle": True}, " --allow-pickle --tier=full -p acme"),
+    ],
+)
+def test_a_rerun_line_holds_what_was_given_and_nothing_else(monkeypatch, given, more):
     monkeypatch.setenv("HOME", "/home/me")
 
-    assert (
-        wording.rerun("a.py::test[x-cpu]", 7, {"model": "", "deployment": None})
-        == "pytest 'a.py::test[x-cpu]' --seed 7"
-    )
-    assert wording.rerun("a.py::test", 0, {"model": "/home/me/b c"}) == "pytest a.py::test --seed 0 '--model=~/b c'"
+    line = wording.rerun("a.py::test[x-cpu]", 7, SimpleNamespace(**{**NOTHING_GIVEN, **given}))
+
+    assert line == f"pytest 'a.py::test[x-cpu]' --seed 7{more}"
 
 
 def test_a_rerun_line_asks_for_the_same_model_and_deployment(conformance, tmp_path, monkeypatch):

@@ -5,8 +5,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from fixtures import environment
+from fixtures.in_model import attention_needs
 
 
 def test_a_claim_that_nothing_here_can_verify_is_unverified(conformance, tmp_path):
@@ -68,6 +70,28 @@ def test_a_backend_that_no_model_calls_is_rejected(conformance):
 
     assert found.verdict.startswith("non-conformant:"), found.printed
     assert "none of a_kernel_of_its_own" in found.printed
+
+
+def test_a_backend_that_takes_windows_and_no_masks_serves_a_model_with_a_window(conformance):
+    from fixtures.oracles.attention import attention
+
+    class Plugin:
+        def pytest_spiritlevel_attention(self, register):
+            def call(q, k, v, *, causal, scale, window=None):
+                return attention(q, k, v, causal=causal, scale=scale, window=window)
+
+            register("rolling", call=call, takes={"gqa", "chunks", "window"})
+
+    ask = ("suites/attention/test_model_logits.py", "-k", "rolling and mistral-window and float32")
+    found = conformance(*ask, plugins=[Plugin()])
+
+    assert found.verdict.startswith("conformant:"), found.printed
+    assert {r.promise for r in found.records} == {"ATTN-2", "ATTN-16"}
+
+
+@pytest.mark.parametrize(("architecture", "needs"), [("gemma3", {"gqa"}), ("mamba", set()), ("llama", set())])
+def test_needs_are_those_of_the_language_model_inside(architecture, needs):
+    assert attention_needs(AutoConfig.for_model(architecture)) == needs
 
 
 def test_a_third_party_is_one_file(conformance):
