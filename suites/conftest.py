@@ -117,6 +117,7 @@ def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
             return f"{mark.args[0]} is not claimed"
     device, dtype = params.get("device", "cpu"), params.get("dtype")
     depth = item.config.getoption("tier")
+    asked = {**params, "tier": depth}
     for subject in params.values():
         if getattr(subject, "tier", depth) == "full" != depth:
             return "of tier full: ask for it with --tier full"
@@ -127,7 +128,7 @@ def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
             for key, wanted in mark.kwargs.items():
                 if key in declared and declared[key] not in wanted:
                     return f"{subject.name} has {key} {declared[key]}"
-        reason: str | None = subject.refuses(getattr(device, "name", device), dtype, params)
+        reason: str | None = subject.refuses(getattr(device, "name", device), dtype, asked)
         if reason:
             return reason
     return None
@@ -153,6 +154,12 @@ def _here(request: pytest.FixtureRequest) -> Any:
 def attention(request: pytest.FixtureRequest) -> Any:
     """An attention backend."""
     return _here(request)
+
+
+@pytest.fixture
+def own_kernels(attention: Any, device: torch.device) -> tuple[str, ...]:
+    """Names, as patterns, that prove that the attention backend itself ran on the check's device."""
+    return tuple(attention.kernels.get(device.type, ()))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fixtures.answers import REFUSED, answer
 from fixtures.inputs import Qkv
 from fixtures.oracles.attention import attention as plain
 from fixtures.oracles.attention import visible
@@ -135,10 +136,6 @@ def test_shapes_that_do_not_fit_are_refused(attention, dtype, problem, misfit, d
     """ATTN-12: a call whose shapes do not fit MUST be refused, not computed from memory beyond a tensor's end."""
     q, k, v = misfit(*make_qkv(problem))
 
-    answer = "refused"
-    try:
-        answer = f"answered with shape {list(attention(q, k, v, causal=False).shape)}"
-    except Exception as error:
-        judge.evidence["refused with"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    came, judge.evidence["refused with"] = answer(lambda: attention(q, k, v, causal=False))
 
-    judge.exactly(misfit.__name__.replace("_", " "), answer, "refused")
+    judge.exactly(misfit.__name__.replace("_", " "), came, REFUSED)

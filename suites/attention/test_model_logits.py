@@ -9,15 +9,15 @@ from fixtures.subjects import Padding
 
 
 @torch.no_grad()
-def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, model, make_ids, truth, judge):
+def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, own_kernels, model, make_ids, truth, judge):
     """ATTN-2: a model's logits under a backend MUST be as close to float64 as plain eager attention's in that dtype."""
-    ids = make_ids(batch=2, length=100)
+    ids = make_ids(batch=2, length=129)
     golden = truth(model, ids, torch.float64)
     reference = truth(model, ids, dtype)
-    with attention.in_model(model) as called, kernels(device) as ran:
+    with attention.in_model(model) as called, kernels(device, own_kernels) as ran:
         candidate = model(ids, use_cache=False).logits
 
-    judge.ran("kernels", attention.kernels.get(device.type, ()), ran)
+    judge.ran("kernels", own_kernels, ran)
     judge.ran("calls", () if called is None else [attention.name], called or ())
     judge(candidate, reference, golden)
 
@@ -41,16 +41,18 @@ BATCHES = [
 
 @torch.no_grad()
 @pytest.mark.parametrize("padding", BATCHES, ids=str)
-def test_row_of_a_batch_equals_the_row_alone(case, attention, dtype, padding, device, model, make_ids, truth, judge):
+def test_row_of_a_batch_equals_the_row_alone(
+    case, attention, dtype, padding, device, own_kernels, model, make_ids, truth, judge
+):
     """ATTN-16: a row of a padded batch MUST have the logits that it has alone, as a prompt and one cached step on."""
     long, short = make_ids(batch=2, length=41)
     rows = [long, short if padding.side == "none" else short[:24]]
     goldens = [truth(model, row[None], torch.float64)[0] for row in rows]
     references = [truth(model, row[None], dtype)[0] for row in rows]
-    with attention.in_model(model) as called, kernels(device) as ran:
+    with attention.in_model(model) as called, kernels(device, own_kernels) as ran:
         candidates = after_padding(model, rows, padding)
 
-    judge.ran("kernels", attention.kernels.get(device.type, ()), ran)
+    judge.ran("kernels", own_kernels, ran)
     judge.ran("calls", () if called is None else [attention.name], called or ())
     for name, candidate, reference, golden in zip(("long", "short"), candidates, references, goldens, strict=True):
         judge(candidate, reference, golden, what=f"{name} row")

@@ -123,6 +123,7 @@ from suites.meta.faults import (  # noqa: E402 - each registers its faults here
     positions,
     quantization,
     scores,
+    shapes,
     tiles,
     weights,
 )
@@ -145,6 +146,7 @@ __all__ = [
     "positions",
     "quantization",
     "scores",
+    "shapes",
     "tiles",
     "weights",
 ]
