@@ -117,7 +117,6 @@ def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
             return f"{mark.args[0]} is not claimed"
     device, dtype = params.get("device", "cpu"), params.get("dtype")
     depth = item.config.getoption("tier")
-    asked = {**params, "tier": depth}
     for subject in params.values():
         if getattr(subject, "tier", depth) == "full" != depth:
             return "of tier full: ask for it with --tier full"
@@ -128,7 +127,7 @@ def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
             for key, wanted in mark.kwargs.items():
                 if key in declared and declared[key] not in wanted:
                     return f"{subject.name} has {key} {declared[key]}"
-        reason: str | None = subject.refuses(getattr(device, "name", device), dtype, asked)
+        reason: str | None = subject.refuses(getattr(device, "name", device), dtype, params)
         if reason:
             return reason
     return None

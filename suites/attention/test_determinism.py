@@ -8,7 +8,7 @@ from fixtures.probes import first_difference
 from fixtures.subjects import Problem
 
 PROBLEMS = [
-    Problem("gqa-100", 6, 2, 100, batch=3, compiled=True),
+    Problem("gqa-100", 6, 2, 100, batch=2, compiled=True),
     Problem("mha-257", 4, 4, 257, head_dim=128, batch=3),
     Problem("decode-257", 4, 2, 257, queries=1, batch=3),
     Problem("gqa-4096", 8, 2, 4096, batch=3, devices=frozenset({"cuda"})),

@@ -8,8 +8,8 @@ from fixtures.subjects import Problem
 
 NAMED = frozenset({"kernels"})  # what a backend's own kernels are called is known
 PROBLEMS = [
-    Problem("prefill-256", 4, 4, 256, batch=2, compiled=True, takes=NAMED),
-    Problem("shared-heads-100", 6, 2, 100, takes=NAMED),
+    Problem("prefill-256", 4, 4, 256, batch=2, takes=NAMED),
+    Problem("shared-heads-100", 6, 2, 100, batch=2, compiled=True, takes=NAMED),
     Problem("decode-257", 4, 4, 257, queries=1, takes=NAMED),
     Problem("chunk-64-of-256", 4, 4, 256, queries=64, takes=NAMED),
     Problem("window-100", 4, 4, 100, window=24, takes=NAMED),

@@ -84,7 +84,7 @@ def math_context_is_never_left() -> Iterator[None]:
 @fault(
     "ATTN-17",
     FILE,
-    "flex-float32 and prefill-256",
+    "flex and shared-heads-100",
     source="https://github.com/vllm-project/vllm/issues/27178",
     unseen="any look at the numbers: what runs unfused is bit-equal to eager",
 )
