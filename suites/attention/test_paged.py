@@ -26,6 +26,6 @@ def test_tokens_are_those_that_the_logits_rank_first(
 
     judge.exactly("tokens generated", sum(map(len, answers)), traffic.count * len(prompts), unit="tokens")
     for prompt, answer in zip(prompts, answers, strict=True):
-        whole = torch.cat([prompt, torch.tensor(answer, device=device)])[None]
+        whole = torch.cat([prompt, torch.tensor(answer, dtype=torch.long, device=device)])[None]
         golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
         judge.ranked_first(answer, reference, golden, what=f"prompt of {len(prompt)}")
