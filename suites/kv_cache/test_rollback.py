@@ -59,13 +59,13 @@ def test_what_is_not_offered_is_refused(case, kv_cache, dtype, usage, device, mo
     kept, cache = torch.tensor(rows, device=device), kv_cache.make(model.config, 2, prompt + 3)
     ids, rest = make_ids(batch=2, length=prompt), make_ids(batch=len(rows), length=3)
     whole = torch.cat([ids[kept, : prompt - dropped], rest], 1)
-    golden, reference = (truth(model, whole, d)[:, -3:] for d in (torch.float64, dtype))
+    golden, reference = (truth(model, whole, d)[:, -3:].flatten(0, 1) for d in (torch.float64, dtype))
 
     def operate_and_go_on():
         operate(cache, usage.lacks, rows=kept, dropped=dropped)
-        return decode(model, cache, rest, [1, 1, 1], start=prompt - dropped)
+        return decode(model, cache, rest, [1, 1, 1], start=prompt - dropped).flatten(0, 1)
 
     decode(model, cache, ids, [prompt - 3, 3])
     logits, judge.evidence["refused"] = unless_refused(operate_and_go_on, otherwise=reference)
 
-    judge(logits, reference, golden)
+    judge.ranked_first(logits.argmax(-1).tolist(), reference, golden, what="after it")
