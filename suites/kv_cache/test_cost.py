@@ -17,7 +17,7 @@ SHORT, LONG = 64, 192
 @pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 @pytest.mark.applies(real=(False,))
 def test_step_costs_attention_and_no_more(case, kv_cache, dtype, device, model, make_ids, judge):
-    """KV-17: a cached step MUST cost no more in a longer context than attention's own share, while recomputation grows."""
+    """KV-17: what a cached step costs MUST grow with the context by attention's own share, and by no more."""
     ids = make_ids(batch=1, length=LONG + 1)
 
     def step(length):

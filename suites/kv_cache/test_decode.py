@@ -14,7 +14,10 @@ PROMPTS = [
     *[pytest.param(Usage(f"prompt-{n}", one_by_one(n, 42), dtypes=LOGIC), marks=CORE) for n in (31, 32)],
     # A power of two that buffers and tiles are cut by is crossed while decoding; every window is far behind.
     pytest.param(Usage("prompt-250", one_by_one(250, 262), dtypes=LOGIC), marks=CORE),
-    pytest.param(Usage("prompt-1020", one_by_one(1020, 1030), dtypes=LOGIC, tier="full"), marks=CORE),
+    pytest.param(
+        Usage("prompt-1020", one_by_one(1020, 1030), dtypes=LOGIC, tier="full"),
+        marks=pytest.mark.applies(tier=("standard",), real=(False,), positions=("rope", "alibi")),
+    ),
     # Longer than the windows of those models, which is 7; and a trained model, whose every step is slow.
     pytest.param(Usage("prompt-9", one_by_one(9, 30)), marks=pytest.mark.applies(tier=("full",))),
     pytest.param(Usage("prompt-24", one_by_one(24, 30)), marks=pytest.mark.applies(real=(True,))),

@@ -8,7 +8,7 @@ from fixtures.generation import generated
 from fixtures.meters import embedded, updates
 from fixtures.subjects import Usage
 
-PROMPT, COUNT = 19, 7
+PROMPT, COUNT = 32, 7  # groups of what is rounded are full
 ANY = [Usage("any", needs=frozenset())]
 
 
