@@ -24,6 +24,8 @@ def llama():
     return configured("llama", {**shape, "num_hidden_layers": 4})
 
 
+# What a layer's numbers are multiplied with: a scale that does not follow them saturates, or rounds them to nothing.
+LOUDNESS = (1.0, 2.0**10, 2.0**-6, 2.0**4)
 # The token that is an outlier comes with the prompt, or late; the last few tokens are not rounded yet.
 LATE = {"steps": 20, "chunks": 40, "late-token": 100}
 WIDTHS = {"steps": (64, *STEP * 72), "chunks": (64, 1, 31, 64, *STEP * 8), "late-token": (64, *STEP * 72)}
@@ -36,7 +38,8 @@ def test_rounding_costs_what_the_textbook_says(kv_cache, dtype, usage, device, d
     """KV-21: keys and values MUST be off by what textbook rounding at their bits and groups costs, no more, no less."""
     config, batch = usage.config(), 2
     cache, layers = kv_cache.make(config, batch, usage.length), range(config.num_hidden_layers)
-    given = [outlier_inputs(draw, batch, 2, usage.length, 32, LATE[usage.name]).to(device, dtype) for _ in layers]
+    given = [outlier_inputs(draw, batch, 2, usage.length, 32, LATE[usage.name]) * loudness for loudness in LOUDNESS]
+    given = [both.to(device, dtype) for both in given]
 
     start = 0
     for width in usage.widths:
