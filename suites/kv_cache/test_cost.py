@@ -43,7 +43,7 @@ UNSEEN = [Usage("unseen-lengths", dtypes=frozenset({torch.float32, torch.bfloat1
 
 @torch.no_grad()
 @pytest.mark.parametrize("usage", UNSEEN, ids=str)
-@pytest.mark.applies(compiled=(True,), real=(False,))
+@pytest.mark.applies(positions=("rope",), tier=("standard",), real=(False,))
 def test_length_never_seen_costs_nothing(case, attention, dtype, usage, device, model, make_ids, draw, judge):
     """KV-18: the first step at a length never seen MUST cost no more than a few steps at one that was."""
     from transformers import DynamicCache

@@ -1,5 +1,7 @@
 """An answer does not depend on what was asked before."""
 
+from functools import cache, partial
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ MODELS = {
     ),
 }
 SHORT, LONG = one_by_one(20, 24), one_by_one(40, 44)
-USAGES = [Usage(name, config=lambda name=name: configured(*MODELS[name])) for name in MODELS]
+USAGES = [Usage(name, config=cache(partial(configured, *MODELS[name]))) for name in MODELS]
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """A cache that rounds what it keeps costs what textbook rounding costs, and saves the bytes that it claims."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ STEP = (1,)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 
 
+@cache
 def llama():
     """Four layers, two key heads of size 32."""
     shape = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -41,16 +41,22 @@ def test_second_request_is_answered_as_the_first(case, kv_cache, dtype, usage, d
 @pytest.mark.applies(real=(False,))
 def test_continuations_share_a_prefix(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
     """KV-11: texts that share a cached prefix, and turns of one chat, MUST be answered as if each stood alone."""
-    prompt, more = 31, 7
+    prompt, widths = 31, [4, 1, 1, 1]
+    more = sum(widths)
     prefix, cache = make_ids(batch=2, length=prompt), kv_cache.make(model.config, 2, prompt + more)
+    rests = [make_ids(batch=2, length=more) for _ in range(3)]
+
     decode(model, cache, prefix, [prompt])
     caches = [copy.deepcopy(cache), copy.deepcopy(cache), cache]
+    found, done = [[] for _ in rests], 0
+    for width in widths:  # they take turns, as requests do that are served together
+        for logits, each, rest in zip(found, caches, rests, strict=True):
+            logits.append(decode(model, each, rest[:, done:], [width], start=prompt + done))
+        done += width
 
-    for index, each in enumerate(caches):
-        rest = make_ids(batch=2, length=more)
-        logits = decode(model, each, rest, [4, 1, 1, 1], start=prompt)
+    for index, (logits, rest) in enumerate(zip(found, rests, strict=True)):
         golden, reference = (truth(model, torch.cat([prefix, rest], 1), d)[:, -more:] for d in (torch.float64, dtype))
-        judge(logits, reference, golden, what=f"continuation {index},")
+        judge(torch.cat(logits, 1), reference, golden, what=f"continuation {index},")
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """A layer with a sliding window keeps the window, and forgets the rest."""
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -12,11 +12,14 @@ from fixtures.oracles.memory import kv_bytes, windows
 from fixtures.subjects import Usage
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-SLIDING = partial(configured, "mistral", {**SHAPE, "num_hidden_layers": 2, "sliding_window": 12})
-HYBRID = partial(
-    configured,
-    "qwen2",
-    {**SHAPE, "num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 12, "max_window_layers": 2},
+WINDOW = {**SHAPE, "sliding_window": 12}
+SLIDING = cache(partial(configured, "mistral", {**WINDOW, "num_hidden_layers": 2}))
+HYBRID = cache(
+    partial(
+        configured,
+        "qwen2",
+        {**WINDOW, "num_hidden_layers": 4, "use_sliding_window": True, "max_window_layers": 2},
+    )
 )
 NEEDS = frozenset({"exact", "window"})
 USAGES = [

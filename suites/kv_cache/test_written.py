@@ -1,6 +1,6 @@
 """What a layer hands to attention is what was written into it: asked without a model, to the bit."""
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -11,15 +11,13 @@ from fixtures.oracles.memory import windows
 from fixtures.subjects import Usage
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+WINDOW = {**SHAPE, "sliding_window": 24}
 LAYERS = {
-    "full": partial(configured, "llama", {**SHAPE, "num_hidden_layers": 3}),
-    "sliding": partial(configured, "mistral", {**SHAPE, "num_hidden_layers": 3, "sliding_window": 24}),
-    "hybrid": partial(
-        configured,
-        "qwen2",
-        {**SHAPE, "num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
-    ),
+    "full": ("llama", {**SHAPE, "num_hidden_layers": 3}),
+    "sliding": ("mistral", {**WINDOW, "num_hidden_layers": 3}),
+    "hybrid": ("qwen2", {**WINDOW, "num_hidden_layers": 4, "use_sliding_window": True, "max_window_layers": 2}),
 }
+CONFIGS = {kind: cache(partial(configured, *asked)) for kind, asked in LAYERS.items()}
 STEP = (1,)
 WIDTHS = {
     "steps": STEP * 60,
@@ -32,10 +30,10 @@ WIDTHS = {
 DTYPES = dict.fromkeys(WIDTHS, frozenset({torch.float32, torch.float16})) | {"long": frozenset({torch.float32})}
 WRITES = [
     Usage(f"{kind}-{name}", widths, config=config, dtypes=DTYPES[name])
-    for kind, config in LAYERS.items()
+    for kind, config in CONFIGS.items()
     for name, widths in WIDTHS.items()
 ]
-WRITES += [Usage("full-far", (16380, *STEP * 6, 16384, 1), config=LAYERS["full"], devices=frozenset({"cuda"}))]
+WRITES += [Usage("full-far", (16380, *STEP * 6, 16384, 1), config=CONFIGS["full"], devices=frozenset({"cuda"}))]
 
 
 @pytest.mark.parametrize("usage", WRITES, ids=str)
