@@ -210,12 +210,17 @@ def model(bench: Any, case: Any, dtype: torch.dtype, device: torch.device) -> An
 
 
 @pytest.fixture
-def make_ids(case: Any, draw: torch.Generator, device: torch.device) -> Callable[[int, int], Tensor]:
-    """Token ids `(batch, length)`: random ones for a seeded model, starts of documents for a served one."""
+def make_ids(bench: Any, case: Any, draw: torch.Generator, device: torch.device) -> Callable[[int, int], Tensor]:
+    """Token ids `(batch, length)`: random ones for a seeded model, starts of documents for a served one.
+
+    Another seed takes other documents.
+    """
 
     def make(batch: int, length: int) -> Tensor:
         if case.real:
-            return torch.cat(tokenize(case, text.documents()[:batch], length)).to(device)
+            every = text.documents()
+            chosen = [every[(bench.seed * batch + index) % len(every)] for index in range(batch)]
+            return torch.cat(tokenize(case, chosen, length)).to(device)
         return inputs.tokens(batch, length, VOCABULARY, draw).to(device)
 
     return make

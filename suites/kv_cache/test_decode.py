@@ -3,24 +3,35 @@
 import pytest
 import torch
 
-from fixtures.decoding import feed
+from fixtures.decoding import decode, one_by_one
+from fixtures.subjects import Usage
 
-# The architectures of tier full are tried under attention so far.
-pytestmark = pytest.mark.applies(tier=("standard",))
+LOGIC = frozenset({torch.float32})
+CORE = pytest.mark.applies(tier=("standard",), real=(False,))
+PROMPTS = [
+    pytest.param(Usage("prompt-1", one_by_one(1, 64)), marks=CORE),
+    pytest.param(Usage("prompt-33", one_by_one(33, 64)), marks=CORE),
+    *[pytest.param(Usage(f"prompt-{n}", one_by_one(n, 42), dtypes=LOGIC), marks=CORE) for n in (31, 32)],
+    # A power of two that buffers and tiles are cut by is crossed while decoding; every window is far behind.
+    pytest.param(Usage("prompt-250", one_by_one(250, 262), dtypes=LOGIC), marks=CORE),
+    pytest.param(
+        Usage("prompt-1020", one_by_one(1020, 1030), dtypes=LOGIC, tier="full"),
+        marks=pytest.mark.applies(tier=("standard",), real=(False,), positions=("rope", "alibi")),
+    ),
+    # Longer than the windows of those models, which is 7; and a trained model, whose every step is slow.
+    pytest.param(Usage("prompt-9", one_by_one(9, 30)), marks=pytest.mark.applies(tier=("full",))),
+    pytest.param(Usage("prompt-24", one_by_one(24, 30)), marks=pytest.mark.applies(real=(True,))),
+]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prompt", [1, 33], ids=["prompt-1", "prompt-33"])
+@pytest.mark.parametrize("prompt", PROMPTS, ids=str)
 def test_decode_is_as_accurate_as_prefill(case, kv_cache, dtype, prompt, device, model, make_ids, truth, judge):
     """KV-1: logits decoded token by token with a cache MUST be as close to float64 as those of one plain prefill."""
-    batch, length = 2, 64
-    ids = make_ids(batch, length)
-    cache = kv_cache.make(model.config, batch, length)
+    ids = make_ids(batch=2, length=prompt.length)
+    cache = kv_cache.make(model.config, 2, prompt.length)
 
-    decoded = [feed(model, cache, ids[:, :prompt], 0)]
-    for position in range(prompt, length):
-        step = ids[:, position : position + 1]
-        decoded.append(feed(model, cache, step, position))
+    decoded = decode(model, cache, ids, prompt.widths)
 
-    judge.exactly("tokens in the cache", int(cache.get_seq_length()), length)
-    judge(torch.cat(decoded, 1), truth(model, ids, dtype), truth(model, ids, torch.float64))
+    judge.exactly("tokens in the cache", int(cache.get_seq_length()), prompt.length)
+    judge(decoded, truth(model, ids, dtype), truth(model, ids, torch.float64))

@@ -5,10 +5,7 @@ import torch
 
 from fixtures.decoding import feed
 from fixtures.meters import storage_bytes, tensors
-from fixtures.oracles.memory import kv_bytes
-
-# The architectures of tier full are tried under attention so far.
-pytestmark = pytest.mark.applies(tier=("standard",))
+from fixtures.oracles.memory import kv_bytes, windows
 
 PROMPT, STEPS = 40, 3
 
@@ -26,7 +23,6 @@ def test_cache_takes_the_predicted_bytes(case, kv_cache, dtype, device, model, m
     for position in range(PROMPT, length):
         feed(model, cache, ids[:, position : position + 1], position)
 
-    windows = [getattr(model.config, "sliding_window", None)] * model.config.num_hidden_layers
-    slots = [kv_cache.slots(length, length, window) for window in windows]
+    slots = [kv_cache.slots(length, length, window) for window in windows(model.config)]
     predicted = kv_bytes(model.config, batch=batch, slots=slots, itemsize=dtype.itemsize)
     judge.exactly("bytes of the cache", storage_bytes(tensors(cache)), predicted, unit="bytes")

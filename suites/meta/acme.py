@@ -45,16 +45,34 @@ def make_cache(config, batch, length):
         def lazy_initialization(self, keys, *args):
             super().lazy_initialization(keys, *args)
             shape = (*keys.shape[:2], length, keys.shape[-1])
-            self.buffers = torch.zeros(2, *shape, dtype=keys.dtype, device=keys.device)
-            self.keys, self.values = self.buffers[:, :, :, :0]
+            self.hold(torch.zeros(2, *shape, dtype=keys.dtype, device=keys.device), 0)
+
+        def hold(self, buffers, tokens):
+            self.buffers = buffers
+            self.keys, self.values = buffers[:, :, :, :tokens]
 
         def update(self, keys, values, *args, **kwargs):
             if not self.is_initialized:
                 self.lazy_initialization(keys, values)
-            start = self.keys.shape[-2]
-            self.buffers[:, :, :, start : start + keys.shape[-2]] = torch.stack([keys, values])
-            self.keys, self.values = self.buffers[:, :, :, : start + keys.shape[-2]]
+            start, end = self.keys.shape[-2], self.keys.shape[-2] + keys.shape[-2]
+            self.buffers[:, :, :, start:end] = torch.stack([keys, values])
+            self.hold(self.buffers, end)
             return self.keys, self.values
+
+        def crop(self, count):  # tokens to keep, or, in transformers 5, to drop
+            self.hold(self.buffers, count if count > 0 else self.keys.shape[-2] + count)
+
+        def reorder_cache(self, order):
+            self.hold(self.buffers[:, order], self.keys.shape[-2])
+
+        def batch_select_indices(self, rows):
+            self.reorder_cache(rows)
+
+        def batch_repeat_interleave(self, count):
+            self.hold(self.buffers.repeat_interleave(count, 1), self.keys.shape[-2])
+
+        def reset(self):
+            self.hold(self.buffers, 0)
 
     cache = DynamicCache()
     cache.layers = [Layer() for _ in range(config.num_hidden_layers)]
@@ -62,7 +80,13 @@ def make_cache(config, batch, length):
 
 
 def pytest_spiritlevel_kv_cache(register):
-    register("acme", make=make_cache, slots=lambda tokens, length, window: length)
+    register(
+        "acme",
+        make=make_cache,
+        slots=lambda tokens, length, window: length,
+        operations={"crop", "crop-window", "reorder", "select", "repeat", "reset", "copy", "spare"},
+        unwritten=lambda cache: [layer.buffers[:, :, :, layer.keys.shape[-2] :] for layer in cache.layers],
+    )
 
 
 def tables(positions):

@@ -113,3 +113,34 @@ def masks(change: Callable[[Any, dict[str, Any]], Any]) -> Iterator[None]:
 
     with all_of(patched("sdpa"), patched("eager")):
         yield
+
+
+@contextmanager
+def layers(change: Callable[..., Any], *kinds: str, method: str = "update") -> Iterator[None]:
+    """Patch a method of kinds of cache layers, by name. change(original, layer, *args, **keywords)."""
+    from transformers import cache_utils
+
+    def patched(kind: Any) -> Any:
+        original = getattr(kind, method)
+
+        def call(self: Any, *args: Any, **keywords: Any) -> Any:
+            return change(original, self, *args, **keywords)
+
+        return swapped(kind, method, call)
+
+    with all_of(*(patched(getattr(cache_utils, kind)) for kind in kinds)):
+        yield
+
+
+@contextmanager
+def written(change: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Patch what goes into any cache. change(cache, keys, values, layer) -> keys, values."""
+    from transformers import Cache
+
+    original = Cache.update
+
+    def update(self: Any, k: Tensor, v: Tensor, layer: int, *args: Any, **more: Any) -> Any:
+        return original(self, *change(self, k, v, layer), layer, *args, **more)
+
+    with swapped(Cache, "update", update):
+        yield

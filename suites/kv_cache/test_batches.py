@@ -1,0 +1,57 @@
+"""Rows of a batch are answered as if each were alone, at every step, and while the batch changes."""
+
+import pytest
+import torch
+
+from fixtures.caching import operate
+from fixtures.decoding import decode, padded_left
+from fixtures.subjects import Usage
+
+LENGTHS, STEPS = (33, 5, 20), 9
+HALVES = frozenset({torch.float32, torch.bfloat16})
+LOGIC = frozenset({torch.float32})
+SMALL = pytest.mark.applies(real=(False,))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("usage", [pytest.param(Usage("left-padded", dtypes=HALVES), marks=SMALL)], ids=str)
+def test_padded_row_equals_the_row_alone(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
+    """KV-4: a left-padded row MUST have the logits that it has alone, as a prompt and at every cached step."""
+    width, end = max(LENGTHS), max(LENGTHS) + STEPS
+    rows = [row[: length + STEPS] for row, length in zip(make_ids(len(LENGTHS), end), LENGTHS, strict=True)]
+    ids, real = padded_left(rows)
+    cache = kv_cache.make(model.config, len(rows), end)
+
+    logits = decode(model, cache, ids, [width, *[1] * STEPS], real=real)
+
+    for index, row in enumerate(rows):
+        golden, reference = (truth(model, row[None], d)[0] for d in (torch.float64, dtype))
+        judge(logits[index, -len(row) :], reference, golden, what=f"row of {len(row)}")
+
+
+# What is done to the batch, and the rows that it then holds, one change after the other; the longest-lived goes first.
+BATCHES = {
+    "shrinks": ("select", [[1, 2], [1]]),
+    "turns": ("select", [[2, 0, 1], [1, 0, 2]]),
+    "grows": ("repeat", [[0, 0, 1, 1, 2, 2]]),
+}
+CHANGES = [Usage(name, needs=frozenset({"exact", word}), dtypes=LOGIC) for name, (word, _) in BATCHES.items()]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.applies(real=(False,))
+def test_row_stays_itself_when_the_batch_changes(case, kv_cache, dtype, change, device, model, make_ids, truth, judge):
+    """KV-5: when rows of a cache are selected or repeated, each MUST go on as the row that it was, keys and values."""
+    prompt, steps = 30, 4
+    ids, cache = make_ids(batch=3, length=prompt), kv_cache.make(model.config, 3, prompt + 2 * steps)
+
+    decode(model, cache, ids, [prompt - 2, 1, 1])
+    operation, batches = BATCHES[change.name]
+    for kept in batches:
+        operate(cache, operation, rows=torch.tensor(kept, device=device))
+        ids = torch.cat([ids[kept], make_ids(batch=len(kept), length=steps)], 1)
+        logits = decode(model, cache, ids[:, -steps:], [1] * steps, start=ids.shape[1] - steps)
+
+        golden, reference = (truth(model, ids, d)[:, -steps:] for d in (torch.float64, dtype))
+        judge(logits, reference, golden, what=f"{len(kept)} rows")

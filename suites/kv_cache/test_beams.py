@@ -1,0 +1,55 @@
+"""Beam search on a cache finds what a search finds that recomputes everything."""
+
+import pytest
+import torch
+
+from fixtures.beams import beam_search
+from fixtures.caching import operate
+from fixtures.decoding import decode
+from fixtures.generation import follower, generated, using
+from fixtures.subjects import Usage
+
+BEAMS = Usage("beams", needs=frozenset({"exact", "reorder"}))
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+# The row that each row goes on from: some beams die, some have several heirs, and order changes.
+HEIRS = [[2, 0, 1], [1, 1, 0], [0, 2, 2], [2, 1, 0]]
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("usage", [BEAMS], ids=str)
+@pytest.mark.applies(real=(False,))
+def test_cache_follows_the_beams(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
+    """KV-8: when rows are reordered, each MUST go on from the history of the row that it now is, in every layer."""
+    prompt, steps = 22, len(HEIRS)
+    ids, cache = make_ids(batch=3, length=prompt), kv_cache.make(model.config, 3, prompt + steps)
+
+    logits, rows = [decode(model, cache, ids, [prompt])[:, -1:]], [ids]
+    for heirs in HEIRS:
+        order = torch.tensor(heirs, device=device)
+        operate(cache, "reorder", rows=order)
+        ids = torch.cat([ids[order], make_ids(batch=3, length=1)], 1)
+        logits.append(decode(model, cache, ids[:, -1:], [1], start=ids.shape[1] - 1))
+        rows.append(ids)
+
+    golden, reference = (torch.cat([truth(model, r, d)[:, -1:] for r in rows], 1) for d in (torch.float64, dtype))
+    judge(torch.cat(logits, 1), reference, golden)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("usage", [BEAMS], ids=str)
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_beam_search_finds_what_recomputing_finds(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
+    """KV-9: beam search on a cache MUST find the sequence that a search finds which recomputes all, ties aside."""
+    beams, count, prompts = 3, 8, make_ids(batch=2, length=21)
+    using_it = [using(model, kv_cache, 21 + count, rows=beams) for _ in prompts]
+
+    found = [
+        generated(model, prompt[None], count, num_beams=beams, **how)[0]
+        for prompt, how in zip(prompts, using_it, strict=True)
+    ]
+
+    for prompt, tokens in zip(prompts, found, strict=True):
+        wanted = beam_search(follower(truth, model, torch.float64), prompt, beams, count)
+        judge.sequence(tokens.tolist(), wanted.ids[len(prompt) :].tolist(), margin=wanted.gap, dtype=dtype)

@@ -1,0 +1,66 @@
+"""What a cached step costs: no more for a long context than attention to it, and nothing for a length that is new."""
+
+import statistics
+
+import pytest
+import torch
+
+from fixtures.decoding import decode
+from fixtures.meters import operations, seconds
+from fixtures.oracles.memory import attention_operations
+from fixtures.subjects import Usage
+
+SHORT, LONG = 64, 192
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(real=(False,))
+def test_step_costs_attention_and_no_more(case, kv_cache, dtype, device, model, make_ids, judge):
+    """KV-17: what a cached step costs MUST grow with the context by attention's own share, and by no more."""
+    ids = make_ids(batch=1, length=LONG + 1)
+
+    def step(length):
+        cache = kv_cache.make(model.config, 1, LONG + 1)
+        decode(model, cache, ids, [length])
+        return operations(lambda: decode(model, cache, ids[:, length:], [1], start=length))
+
+    grown = step(LONG) - step(SHORT)
+    recomputed = operations(lambda: model(ids, use_cache=False)) - operations(
+        lambda: model(ids[:, : SHORT + 1], use_cache=False)
+    )
+
+    share = attention_operations(model.config, LONG - SHORT)
+    judge.exactly("operations beyond attention's share", max(0, grown - share), 0, detail=f"grown by {grown}")
+    judge.exactly("recomputation grows by more", recomputed > grown, True, detail=f"by {recomputed}")
+
+
+# A kernel that is planned or compiled for each length costs tens of steps at least, and a busy machine does not make
+# most of these lengths slow the first time and fast the second.
+STEPS, LENGTHS = 8, 9
+UNSEEN = [Usage("unseen-lengths", dtypes=frozenset({torch.float32, torch.bfloat16}))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("usage", UNSEEN, ids=str)
+@pytest.mark.applies(positions=("rope",), tier=("standard",), real=(False,))
+def test_length_never_seen_costs_nothing(case, attention, dtype, usage, device, model, make_ids, draw, judge):
+    """KV-18: the first step at a length never seen MUST cost no more than a few steps at one that was."""
+    from transformers import DynamicCache
+
+    longest = 500
+    ids = make_ids(batch=1, length=longest + 1)
+    lengths = (torch.randperm(longest - SHORT, generator=draw)[:LENGTHS] + SHORT).tolist()
+
+    def step(length):
+        cache = DynamicCache(config=model.config)
+        decode(model, cache, ids, [length])
+        return seconds(lambda: decode(model, cache, ids[:, length:], [1], start=length), device)
+
+    with attention.in_model(model):
+        step(SHORT - 1)
+        both = [(step(length), step(length)) for length in lengths]
+    steady = statistics.median(second for _, second in both)
+    slow = sum(first > STEPS * steady for first, _ in both)
+
+    judge.exactly(f"most of {LENGTHS} lengths cost {STEPS} steps the first time", slow > LENGTHS // 2, False)

@@ -1,0 +1,61 @@
+"""What `generate` answers on a cache is what the logits of full recomputation rank first."""
+
+import pytest
+import torch
+
+from fixtures.generation import drafting, generated, loop, using
+from fixtures.subjects import Usage
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+# Long enough that windows are left behind, and no token of a trained model is a tie by construction.
+PROMPT, COUNT = 21, 10
+WAYS = {
+    "cached": lambda model, kv_cache, prompt: generated(model, prompt, COUNT, **using(model, kv_cache, PROMPT + COUNT)),
+    "uncached": lambda model, kv_cache, prompt: generated(model, prompt, COUNT, use_cache=False),
+    "by-hand": lambda model, kv_cache, prompt: loop(
+        model, kv_cache.make(model.config, 1, PROMPT + COUNT), prompt, COUNT
+    ),
+}
+
+
+@torch.no_grad()
+@DTYPES
+def test_greedy_tokens_are_those_ranked_first(case, kv_cache, dtype, device, model, make_ids, truth, judge):
+    """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
+    prompt = make_ids(batch=1, length=PROMPT)
+
+    answers = {way: ask(model, kv_cache, prompt)[0].tolist() for way, ask in WAYS.items()}
+
+    for way, tokens in answers.items():
+        whole = torch.cat([prompt, torch.tensor([tokens], device=device)], 1)
+        golden, reference = (truth(model, whole, d)[0, PROMPT - 1 : -1] for d in (torch.float64, dtype))
+        judge.exactly(f"{way}: tokens", len(tokens), COUNT)
+        judge.ranked_first(tokens, reference, golden, what=way)
+
+
+SPECULATE = frozenset({"exact", "speculate"})
+DRAFTS = [
+    Usage("prompt-lookup", needs=SPECULATE),
+    # It drafts itself, and is always right; and a model that knows nothing drafts, and is nearly always wrong.
+    Usage("own-draft", needs=SPECULATE),
+    Usage("poor-draft", needs=SPECULATE),
+]
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("drafts", DRAFTS, ids=str)
+@pytest.mark.applies(real=(False,))
+def test_speculation_gives_greedy_tokens(case, kv_cache, dtype, drafts, device, model, make_ids, truth, judge):
+    """KV-15: assisted decoding and prompt lookup MUST give the tokens that golden logits rank first."""
+    seven = make_ids(batch=1, length=7)
+    prompt = torch.cat([seven] * 4, 1)  # repeated, so that there is something to look up
+
+    tokens = generated(model, prompt, COUNT, **drafting(drafts.name, model), **using(model, kv_cache, 28 + COUNT))[
+        0
+    ].tolist()
+
+    whole = torch.cat([prompt, torch.tensor([tokens], device=device)], 1)
+    golden, reference = (truth(model, whole, d)[0, 27:-1] for d in (torch.float64, dtype))
+    judge.exactly("tokens are enough", len(tokens) >= COUNT, True)
+    judge.ranked_first(tokens, reference, golden, what=drafts.name)

@@ -1,0 +1,97 @@
+"""A cache that rounds what it keeps costs what textbook rounding costs, and saves the bytes that it claims."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from fixtures.caching import write
+from fixtures.decoding import decode
+from fixtures.distances import relative
+from fixtures.meters import storage_bytes, tensors
+from fixtures.models import configured
+from fixtures.oracles.kv_rounding import rounded_bytes, rounded_tokens, textbook
+from fixtures.oracles.memory import kv_width
+from fixtures.rounded_caches import outlier_inputs, textbook_cache, with_key_outliers
+from fixtures.subjects import Usage
+
+ROUNDS = frozenset({"rounds"})
+STEP = (1,)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+
+
+@cache
+def llama():
+    """Four layers, two key heads of size 32."""
+    shape = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return configured("llama", {**shape, "num_hidden_layers": 4})
+
+
+# What a layer's numbers are multiplied with: a scale that does not follow them saturates, or rounds them to nothing.
+LOUDNESS = (1.0, 2.0**10, 2.0**-6, 2.0**4)
+# The token that is an outlier comes with the prompt, or late; the last few tokens are not rounded yet.
+LATE = {"steps": 20, "chunks": 40, "late-token": 100}
+WIDTHS = {"steps": (64, *STEP * 72), "chunks": (64, 1, 31, 64, *STEP * 8), "late-token": (64, *STEP * 72)}
+WRITES = [Usage(name, widths, ROUNDS, config=llama) for name, widths in WIDTHS.items()]
+
+
+@DTYPES
+@pytest.mark.parametrize("usage", WRITES, ids=str)
+def test_rounding_costs_what_the_textbook_says(kv_cache, dtype, usage, device, draw, judge):
+    """KV-21: keys and values MUST be off by what textbook rounding at their bits and groups costs, no more, no less."""
+    config, batch = usage.config(), 2
+    cache, layers = kv_cache.make(config, batch, usage.length), range(config.num_hidden_layers)
+    given = [outlier_inputs(draw, batch, 2, usage.length, 32, LATE[usage.name]) * loudness for loudness in LOUDNESS]
+    given = [both.to(device, dtype) for both in given]
+
+    start = 0
+    for width in usage.widths:
+        seen = [write(cache, *given[layer][..., start : start + width, :], layer, start) for layer in layers]
+        start += width
+
+    done = rounded_tokens(kv_cache.rounding, usage.widths)
+    for layer in layers:
+        wanted = given[layer][..., :done, :]
+        best = textbook(wanted[0], wanted[1], kv_cache.rounding)
+        for kind, handed, true, rounded in zip(("keys", "values"), seen[layer][:2], given[layer], best, strict=True):
+            off = relative(handed[..., :done, :], true[..., :done, :]) / relative(rounded, true[..., :done, :])
+            place = f"layer {layer}, {kind}, {done} of {usage.length} tokens"
+            judge.within("rounding ÷ textbook's", off, place=place)
+            judge.exactly("newest tokens", relative(handed[..., done:, :], true[..., done:, :]), 0.0, place=place)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("usage", [Usage("decode", (64, *STEP * 72), ROUNDS)], ids=str)
+@pytest.mark.applies(architecture=("llama",), tier=("standard",), real=(False,))
+def test_logits_cost_what_the_textbook_says(case, kv_cache, dtype, usage, device, model, make_ids, judge):
+    """KV-22: on keys with outlier channels, logits MUST be as far off as with textbook rounding, within a factor."""
+    outliers = with_key_outliers(model)
+    ids = make_ids(batch=4, length=usage.length)
+    true = outliers(ids, use_cache=False).logits
+
+    candidate = decode(outliers, kv_cache.make(model.config, 4, usage.length), ids, usage.widths)
+    reference = decode(outliers, textbook_cache(kv_cache.rounding), ids, usage.widths)
+
+    off = relative(candidate[:, 65:], true[:, 65:]) / relative(reference[:, 65:], true[:, 65:])
+    judge.within("logits' error ÷ textbook's", off)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("usage", WRITES[:2], ids=str)
+def test_rounded_cache_takes_the_predicted_bytes(kv_cache, dtype, usage, device, draw, judge):
+    """KV-23: a cache that rounds MUST hold its rounded tokens in their bits, steps and zero points, and no more."""
+    config, batch, start = usage.config(), 2, 0
+    cache, layers = kv_cache.make(config, batch, usage.length), range(config.num_hidden_layers)
+    given = outlier_inputs(draw, batch, 2, usage.length, 32, 20).to(device, dtype)
+
+    for width in usage.widths:
+        for layer in layers:
+            write(cache, *given[..., start : start + width, :], layer, start)
+        start += width
+
+    done = rounded_tokens(kv_cache.rounding, usage.widths)
+    each = batch * len(layers) * kv_width(config)
+    predicted = rounded_bytes(kv_cache.rounding, numbers=each * done, itemsize=dtype.itemsize)
+    predicted += each * (usage.length - done) * dtype.itemsize
+    judge.exactly("bytes of the cache", storage_bytes(tensors(cache)), int(predicted), unit="bytes")

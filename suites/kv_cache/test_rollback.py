@@ -1,0 +1,71 @@
+"""Tokens that are dropped leave no trace, as speculative decoding drops those that were refused."""
+
+import pytest
+import torch
+
+from fixtures.caching import drop, operate, recording, unless_refused
+from fixtures.decoding import decode
+from fixtures.subjects import Usage
+
+CROP = frozenset({"exact", "crop"})
+# How long the prompt is, then how many tokens are drafted and how many of them are dropped, one round after the other.
+ROUNDS = {
+    "one": (33, [(1, 1)]),
+    "several": (33, [(5, 5)]),
+    "some": (18, [(5, 2), (5, 4), (5, 1), (5, 5)]),
+    "crosses-the-window": (22, [(5, 4), (6, 1)]),
+    "nothing": (12, [(4, 0), (4, 4)]),
+}
+USAGES = [Usage(name, needs=CROP) for name in ROUNDS]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("usage", USAGES, ids=str)
+@pytest.mark.applies(real=(False,))
+def test_dropped_tokens_leave_no_trace(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
+    """KV-6: after tokens are dropped from a cache, what follows MUST be as if they had never been in it."""
+    prompt, rounds = ROUNDS[usage.name]
+    room = prompt + sum(drafted for drafted, _ in rounds) + 3
+    ids, cache = make_ids(batch=2, length=prompt), recording(kv_cache.make(model.config, 2, room))
+
+    decode(model, cache, ids, [prompt])
+    for drafted, dropped in rounds:
+        draft = make_ids(batch=2, length=drafted)
+        decode(model, cache, draft, [drafted], start=ids.shape[1])
+        drop(cache, dropped)
+        ids = torch.cat([ids, draft[:, : drafted - dropped]], 1)
+    judge.exactly("tokens in the cache", int(cache.get_seq_length()), ids.shape[1])
+    rest = make_ids(batch=2, length=3)
+    logits = decode(model, cache, rest, [1, 2], start=ids.shape[1])
+
+    golden, reference = (truth(model, torch.cat([ids, rest], 1), d)[:, -3:] for d in (torch.float64, dtype))
+    judge(logits, reference, golden)
+
+
+# How many of the newest tokens an operation drops, and the rows that it makes of a batch of two.
+OPERATIONS = {"crop": (3, [0, 1]), "reorder": (0, [1, 1]), "select": (0, [1]), "repeat": (0, [0, 0, 1, 1])}
+LACKING = [Usage(f"no-{word}", lacks=word) for word in OPERATIONS]
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("usage", LACKING, ids=str)
+@pytest.mark.applies(real=(False,))
+def test_what_is_not_offered_is_refused(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
+    """KV-7: an operation that a cache does not offer MUST be refused, and not done wrong without a word."""
+    prompt, (dropped, rows) = 33, OPERATIONS[usage.lacks]
+    kept, cache = torch.tensor(rows, device=device), kv_cache.make(model.config, 2, prompt + 3)
+    ids, rest = make_ids(batch=2, length=prompt), make_ids(batch=len(rows), length=3)
+    whole = torch.cat([ids[kept, : prompt - dropped], rest], 1)
+    golden, reference = (truth(model, whole, d)[:, -3:].flatten(0, 1) for d in (torch.float64, dtype))
+
+    def operate_and_go_on():
+        operate(cache, usage.lacks, rows=kept, dropped=dropped)
+        return decode(model, cache, rest, [1, 1, 1], start=prompt - dropped).flatten(0, 1)
+
+    decode(model, cache, ids, [prompt - 3, 3])
+    logits, judge.evidence["refused"] = unless_refused(operate_and_go_on, otherwise=reference)
+
+    judge.ranked_first(logits.argmax(-1).tolist(), reference, golden, what="after it")

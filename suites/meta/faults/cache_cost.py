@@ -1,0 +1,104 @@
+"""Faults of cost: a cache that is not used, and work that is done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from suites.meta.faults import fault, patches, swapped
+
+STEPS = ("kv_cache/test_engagement.py", "dynamic-plain-llama-gqa")
+WORK = ("kv_cache/test_cost.py", "attention_and_no_more and dynamic-plain-llama-gqa")
+UNSEEN = ("kv_cache/test_cost.py", "never_seen and sdpa-math and llama-gqa and float32")
+
+
+@fault("KV-16", *STEPS, source="our own: an option that is overwritten", unseen="tokens")
+def wish_for_a_cache_is_lost() -> Iterator[None]:
+    """`generate` recomputes the whole text for every token."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.generate
+
+    def generate(self: Any, *args: Any, **keywords: Any) -> Any:
+        keywords["generation_config"].use_cache = False
+        return original(self, *args, **keywords)
+
+    with swapped(GenerationMixin, "generate", generate):
+        yield
+
+
+@fault("KV-16", *STEPS, source="our own: a retry that does not undo", unseen="prompts")
+def steps_are_written_twice() -> Iterator[None]:
+    """While decoding, each token is written into the cache twice."""
+
+    def change(update: Any, layer: Any, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
+        if k.shape[-2] == 1:
+            update(layer, k, v, *args, **more)
+        return update(layer, k, v, *args, **more)
+
+    with patches.layers(change, "DynamicLayer"):
+        yield
+
+
+@fault("KV-17", *WORK, source="our own: scores for statistics", unseen="logits")
+def scores_of_all_tokens_are_formed() -> Iterator[None]:
+    """Every step multiplies all cached keys with each other."""
+
+    def change(update: Any, layer: Any, *args: Any, **more: Any) -> Any:
+        keys, values = update(layer, *args, **more)
+        keys @ keys.mT
+        return keys, values
+
+    with patches.layers(change, "DynamicLayer"):
+        yield
+
+
+@fault("KV-17", *WORK, source="our own: a rotation that is undone and done again", unseen="logits")
+def cached_keys_are_rotated_again() -> Iterator[None]:
+    """Every step turns all cached keys, by a product with a matrix."""
+
+    def change(update: Any, layer: Any, *args: Any, **more: Any) -> Any:
+        keys, values = update(layer, *args, **more)
+        return keys @ keys.new_ones(keys.shape[-1]).diag(), values
+
+    with patches.layers(change, "DynamicLayer"):
+        yield
+
+
+@fault(
+    "KV-18",
+    *UNSEEN,
+    source="our own: as cuDNN of torch 2.11 was measured to do, 40 ms a length",
+    unseen="the second time; numbers",
+)
+def kernel_is_planned_for_each_length() -> Iterator[None]:
+    """A plan is made for every count of keys that a single query has not met yet."""
+    planned = set()
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        if q.shape[-2] == 1 and k.shape[-2] not in planned:
+            planned.add(k.shape[-2])
+            time.sleep(0.2)
+        return call(q, k, v, **more)
+
+    with patches.kernel(change):
+        yield
+
+
+@fault("KV-18", *UNSEEN, source="our own: a compiler without dynamic shapes", unseen="the second time; numbers")
+def graph_is_compiled_for_each_shape() -> Iterator[None]:
+    """Attention is compiled for every shape of keys, and what was compiled is kept."""
+    compiled: dict[tuple[int, ...], float] = {}
+
+    def change(call: Any, module: Any, q: Tensor, k: Tensor, *args: Any, **more: Any) -> Any:
+        if tuple(k.shape) not in compiled:
+            compiled[tuple(k.shape)] = until = time.perf_counter() + 0.2
+            while time.perf_counter() < until:
+                q @ k.mT[..., :1] if q.shape[1] == k.shape[1] else None
+        return call(module, q, k, *args, **more)
+
+    with patches.interface(change):
+        yield

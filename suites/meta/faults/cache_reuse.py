@@ -1,0 +1,205 @@
+"""Faults of history: what was dropped, reset, shared or asked before is still there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suites.meta.faults import fault, patches, swapped
+from suites.meta.faults.positions import rotary
+
+ROLLBACK = ("kv_cache/test_rollback.py", "no_trace and several-float32-dynamic-plain-llama-gqa")
+SECOND = ("kv_cache/test_reuse.py", "as-long-float32-dynamic-plain-llama-gqa")
+PREFIX = ("kv_cache/test_reuse.py", "prefix-float32-static-spare-llama-gqa")
+CHAT = ("kv_cache/test_reuse.py", "turns-float32-dynamic-plain-llama-gqa")
+GREEDY = ("kv_cache/test_generate.py", "greedy and dynamic-plain-llama-gqa")
+DRAFTS = ("kv_cache/test_generate.py", "speculation and dynamic-plain-llama-gqa")
+GROWING = ("DynamicLayer",)
+
+
+@fault("KV-6", *ROLLBACK, source="https://github.com/raullenchai/Rapid-MLX/pull/1124", unseen="no rollback")
+def crop_keeps_one_token_too_many() -> Iterator[None]:
+    """One of the tokens that were refused stays."""
+
+    def change(crop: Any, layer: Any, count: int) -> None:
+        crop(layer, count + 1 if count < 0 else count)
+
+    with patches.layers(change, *GROWING, method="crop"):
+        yield
+
+
+@fault("KV-6", *ROLLBACK, source="our own: a slice from the wrong end", unseen="the cache's length; keys")
+def crop_drops_the_oldest_values() -> Iterator[None]:
+    """Values lose their oldest tokens, keys their newest."""
+
+    def change(crop: Any, layer: Any, count: int) -> None:
+        values = layer.values
+        crop(layer, count)
+        layer.values = values[..., values.shape[-2] - layer.keys.shape[-2] :, :]
+
+    with patches.layers(change, *GROWING, method="crop"):
+        yield
+
+
+@fault(
+    "KV-10",
+    *SECOND,
+    source="https://github.com/vllm-project/vllm/issues/37076",
+    unseen="the first request; the same request again",
+)
+def prefix_of_another_request_is_found() -> Iterator[None]:
+    """The first tokens of a prompt come from the last prompt of that length."""
+    pool: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        if k.shape[-2] < 8:
+            return k, v
+        found = pool.get((layer, k.shape[-2]))
+        pool[layer, k.shape[-2]] = k[..., :4, :].clone(), v[..., :4, :].clone()
+        if found is None or found[0].shape != k[..., :4, :].shape:
+            return k, v
+        return torch.cat([found[0], k[..., 4:, :]], -2), torch.cat([found[1], v[..., 4:, :]], -2)
+
+    with patches.written(change):
+        yield
+
+
+@fault("KV-10", *SECOND, source="our own: a reset to the length of a system prompt", unseen="a new cache")
+def reset_leaves_the_first_token() -> Iterator[None]:
+    """After a reset the first token of the request before is still there."""
+
+    def change(reset: Any, layer: Any) -> None:
+        layer.keys, layer.values = layer.keys[..., :1, :], layer.values[..., :1, :]
+
+    with patches.layers(change, *GROWING, method="reset"):
+        yield
+
+
+@fault("KV-11", *PREFIX, source="our own: a copy that is shallow", unseen="one continuation")
+def continuations_write_into_one_buffer() -> Iterator[None]:
+    """A copy of a cache has lengths of its own, and shares its buffers."""
+    from transformers.cache_utils import StaticLayer
+
+    def shallow(self: Any, memo: dict[int, Any]) -> Any:
+        twin = type(self).__new__(type(self))
+        vars(twin).update(vars(self))
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and not value.dim():
+                setattr(twin, name, value.clone())
+        return twin
+
+    with swapped(StaticLayer, "__deepcopy__", shallow):
+        yield
+
+
+@fault("KV-11", *CHAT, source="https://github.com/RobertCsordas/moeut/pull/6", unseen="the first turn; single steps")
+def turn_starts_at_position_zero() -> Iterator[None]:
+    """A call with several tokens is taken for a prompt, and its positions start at 0."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        return forward(module, x, positions - positions[:, :1] if positions.shape[-1] > 1 else positions)
+
+    with rotary(change):
+        yield
+
+
+@fault("KV-14", *GREEDY, source="https://github.com/skyzh/tiny-llm/pull/46", unseen="the first token")
+def generated_tokens_stand_too_far() -> Iterator[None]:
+    """While decoding, positions count the prompt twice."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        return forward(module, x, positions + 21 if positions.shape[-1] == 1 else positions)
+
+    with rotary(change):
+        yield
+
+
+@fault("KV-14", *GREEDY, source="our own: a window for what is not cached", unseen="generation with a cache")
+def recomputation_forgets_the_beginning() -> Iterator[None]:
+    """Where there is no cache, a text beyond 24 tokens loses its first eight keys."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        if q.shape[-2] != k.shape[-2] or k.shape[-2] <= 24:
+            return call(q, k, v, **more)
+        seen = patches.shown(q, k, more).clone()
+        seen[..., 9:, :8] = False
+        return call(q, k, v, **more | {"attn_mask": seen, "is_causal": False})
+
+    with patches.kernel(change):
+        yield
+
+
+@fault("KV-15", *DRAFTS, source="our own: a slice from the wrong end", unseen="all drafts accepted")
+def refused_drafts_leave_a_token() -> Iterator[None]:
+    """Where drafts are refused, values lose their oldest tokens and keys their newest."""
+
+    def change(crop: Any, layer: Any, count: int) -> None:
+        values = layer.values
+        crop(layer, count)
+        layer.values = values[..., values.shape[-2] - layer.keys.shape[-2] :, :]
+
+    with patches.layers(change, *GROWING, method="crop"):
+        yield
+
+
+@fault("KV-15", *DRAFTS, source="our own: a draft that is checked as if it were all text", unseen="greedy decoding")
+def drafts_are_checked_with_their_future() -> Iterator[None]:
+    """Tokens of a draft see those after them while they are checked."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        if 1 < q.shape[-2] < k.shape[-2]:
+            return call(q, k, v, **more | {"attn_mask": None, "is_causal": False})
+        return call(q, k, v, **more)
+
+    with patches.kernel(change):
+        yield
+
+
+@contextmanager
+def _longest_so_far(rotary_class: Any) -> Iterator[None]:
+    """A rotary module scales every text as it scaled the longest that it has seen."""
+    forward: Callable[..., Any] = vars(rotary_class)["forward"]
+    longest: dict[int, Tensor] = {}
+
+    def patched(self: Any, x: Tensor, position_ids: Tensor, *args: Any, **more: Any) -> Any:
+        top = position_ids.amax()[None, None]
+        longest[id(self)] = torch.maximum(longest.get(id(self), top), top)
+        extended = torch.cat([position_ids, longest[id(self)].expand(len(position_ids), 1)], 1)
+        return tuple(t[:, :-1] for t in forward(self, x, extended, *args, **more))
+
+    with swapped(rotary_class, "forward", patched):
+        yield
+
+
+@fault(
+    "KV-20",
+    "kv_cache/test_history.py",
+    "dynamic-ntk-float32-dynamic-plain",
+    source="https://github.com/huggingface/transformers/pull/33129",
+    unseen="the first request; texts within the trained length",
+)
+def stretched_frequencies_stay() -> Iterator[None]:
+    """Dynamic NTK's base, once stretched for a long text, is never put back."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    with _longest_so_far(LlamaRotaryEmbedding):
+        yield
+
+
+@fault(
+    "KV-20",
+    "kv_cache/test_history.py",
+    "longrope-float32-dynamic-plain",
+    source="https://github.com/vllm-project/vllm/issues/27414",
+    unseen="the first request; texts within the trained length",
+)
+def long_factors_stay() -> Iterator[None]:
+    """LongRoPE, once switched to its long factors, stays there."""
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    with _longest_so_far(Phi3RotaryEmbedding):
+        yield

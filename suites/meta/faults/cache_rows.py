@@ -1,0 +1,163 @@
+"""Faults of batches and beams: a row goes on as another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suites.meta.faults import fault, patches, swapped
+
+PADDED = ("kv_cache/test_batches.py", "left-padded-dynamic-plain-llama-gqa-float32")
+SHRINKS = ("kv_cache/test_batches.py", "shrinks-dynamic-plain-llama-gqa-float32")
+TURNS = ("kv_cache/test_batches.py", "turns-dynamic-plain-llama-gqa-float32")
+GROWS = ("kv_cache/test_batches.py", "grows-dynamic-plain-llama-gqa-float32")
+FOLLOWS = ("kv_cache/test_beams.py", "follows and dynamic-plain-llama-gqa")
+SEARCH = ("kv_cache/test_beams.py", "search and dynamic-llama-gqa")
+LACKS = ("kv_cache/test_rollback.py", "static-spare-llama-gqa")
+GROWING = ("DynamicLayer",)
+
+
+@fault("KV-4", *PADDED, source="our own: a mask that one query does without", unseen="prompts; no padding")
+def padding_is_forgotten_while_decoding() -> Iterator[None]:
+    """A single query sees all slots of the cache, padding too."""
+
+    def change(build: Any, keywords: dict[str, Any]) -> Any:
+        mask = build(**keywords)
+        if mask is None or mask.shape[-2] != 1:
+            return mask
+        return torch.ones_like(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
+
+    with patches.masks(change):
+        yield
+
+
+@fault("KV-4", *PADDED, source="our own: a mask that is broadcast over the batch", unseen="batch 1; the first row")
+def rows_share_the_first_rows_mask() -> Iterator[None]:
+    """While decoding, every row's padding is taken to be the first row's."""
+
+    def change(build: Any, keywords: dict[str, Any]) -> Any:
+        mask = build(**keywords)
+        return mask if mask is None or mask.shape[-2] != 1 else mask[:1].expand_as(mask)
+
+    with patches.masks(change):
+        yield
+
+
+@fault("KV-5", *TURNS, source="https://github.com/huggingface/transformers/issues/34232", unseen="greedy decoding")
+def selected_values_are_keys() -> Iterator[None]:
+    """Where rows are selected, values are made of the keys."""
+
+    def change(select: Any, layer: Any, indices: Tensor) -> None:
+        select(layer, indices)
+        layer.values = layer.keys.clone()
+
+    with patches.layers(change, *GROWING, method="batch_select_indices"):
+        yield
+
+
+@fault("KV-5", *SHRINKS, source="https://github.com/jundot/omlx/issues/2172", unseen="batches that never shrink")
+def shrunk_batch_appends_too_early() -> Iterator[None]:
+    """After a batch has shrunk, new tokens overwrite the one three slots before the end."""
+
+    def select(original: Any, layer: Any, indices: Tensor) -> None:
+        original(layer, indices)
+        layer.early = 3
+
+    def update(original: Any, layer: Any, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
+        keys, values = original(layer, k, v, *args, **more)
+        if early := getattr(layer, "early", 0):
+            keys[..., -1 - early, :], values[..., -1 - early, :] = k[..., 0, :], v[..., 0, :]
+        return keys, values
+
+    with patches.layers(select, *GROWING, method="batch_select_indices"), patches.layers(update, *GROWING):
+        yield
+
+
+@fault("KV-5", *GROWS, source="our own: repeat for repeat_interleave", unseen="a batch of one")
+def repeated_rows_are_tiled() -> Iterator[None]:
+    """Rows are repeated one batch after the other, in the first layer's values alone."""
+
+    def change(repeat: Any, layer: Any, count: int) -> None:
+        before = layer.values
+        repeat(layer, count)
+        layer.values = before.repeat(count, 1, 1, 1)
+
+    with patches.layers(change, *GROWING, method="batch_repeat_interleave"):
+        yield
+
+
+@fault("KV-7", LACKS[0], f"no-select and {LACKS[1]}", source="our own: a slice for a selection", unseen="row 0")
+def static_cache_selects_the_first_rows() -> Iterator[None]:
+    """A static cache learns to select: it keeps the first rows, as many as are asked for."""
+    from transformers.cache_utils import StaticLayer
+
+    def select(self: Any, indices: Tensor) -> None:
+        self.keys, self.values = self.keys[: len(indices)], self.values[: len(indices)]
+
+    with swapped(StaticLayer, "batch_select_indices", select):
+        yield
+
+
+@fault("KV-7", LACKS[0], f"no-repeat and {LACKS[1]}", source="our own: repeat for repeat_interleave", unseen="batch 1")
+def static_cache_repeats_by_tiling() -> Iterator[None]:
+    """A static cache learns to repeat: one batch after the other."""
+    from transformers.cache_utils import StaticLayer
+
+    def repeat(self: Any, count: int) -> None:
+        self.keys, self.values = self.keys.repeat(count, 1, 1, 1), self.values.repeat(count, 1, 1, 1)
+
+    with swapped(StaticLayer, "batch_repeat_interleave", repeat):
+        yield
+
+
+@fault("KV-8", *FOLLOWS, source="https://github.com/huggingface/transformers/issues/34232", unseen="greedy decoding")
+def reordered_values_are_keys() -> Iterator[None]:
+    """Where beams are reordered, values are made of the keys."""
+
+    def change(reorder: Any, layer: Any, order: Tensor) -> None:
+        reorder(layer, order)
+        layer.values = layer.keys.clone()
+
+    with patches.layers(change, *GROWING, method="reorder_cache"):
+        yield
+
+
+@fault("KV-8", *FOLLOWS, source="our own: a loop over layers[1:]", unseen="beams that all stay in their place")
+def first_layer_does_not_follow() -> Iterator[None]:
+    """The first layer keeps its rows where they were."""
+    from transformers import Cache
+
+    def reorder(self: Any, order: Tensor) -> None:
+        for layer in self.layers[1:]:
+            layer.reorder_cache(order)
+
+    with swapped(Cache, "reorder_cache", reorder):
+        yield
+
+
+@fault("KV-9", *SEARCH, source="our own: a cache that does not know of beams", unseen="one beam")
+def beams_keep_their_old_histories() -> Iterator[None]:
+    """The cache is never reordered: each beam goes on from whatever row it lands on."""
+    from transformers import Cache
+
+    with swapped(Cache, "reorder_cache", lambda self, order: None):
+        yield
+
+
+@fault("KV-9", *SEARCH, source="our own: an index from the step before", unseen="beams that all stay in their place")
+def beams_are_reordered_a_step_late() -> Iterator[None]:
+    """The order that is applied is the one of the step before."""
+    from transformers import Cache
+
+    original, late = Cache.reorder_cache, []
+
+    def reorder(self: Any, order: Tensor) -> None:
+        late.append(order.clone())
+        if len(late) > 1 and len(late[-2]) == len(order):
+            original(self, late[-2])
+
+    with swapped(Cache, "reorder_cache", reorder):
+        yield
