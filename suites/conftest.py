@@ -14,6 +14,7 @@ from torch import Tensor
 from fixtures import inputs, text
 from fixtures.judgement import Judge, Unverified
 from fixtures.models import VOCABULARY
+from fixtures.oracles import decoder
 from fixtures.subjects import Absent
 
 REFUSED = pytest.StashKey[str]()
@@ -222,6 +223,33 @@ def truth(bench: Any, case: Any, judge: Judge) -> Callable[..., Tensor]:
     def compute(model: Any, ids: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:
         judge.evidence["oracle"] = bench.shelf.oracle(model)
         return bench.shelf.logits(case, model, ids, dtype, positions)
+
+    return compute
+
+
+@pytest.fixture
+def some_ids(draw: torch.Generator, device: torch.device) -> Callable[[int, int], Tensor]:
+    """Random token ids `(batch, length)` of a small model's vocabulary."""
+    return lambda batch, length: inputs.tokens(batch, length, VOCABULARY, draw).to(device)
+
+
+@pytest.fixture
+def saved(bench: Any, tmp_path: Path) -> Callable[[Any], Path]:
+    """A checkpoint of a small model that declares an encoding."""
+
+    def save(encoding: Any) -> Path:
+        encoding.model(bench.seed).save_pretrained(tmp_path)
+        return tmp_path
+
+    return save
+
+
+@pytest.fixture
+def decoded() -> Callable[..., Tensor]:
+    """Logits by the independent decoder of any model that it describes: `decoded(model, ids, dtype, positions=None)`."""
+
+    def compute(model: Any, ids: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:
+        return decoder.logits(model.config, model.state_dict(), ids, dtype=dtype, positions=positions)
 
     return compute
 
