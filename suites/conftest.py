@@ -15,6 +15,8 @@ from fixtures import inputs, text
 from fixtures.judgement import Judge, Unverified
 from fixtures.models import VOCABULARY
 from fixtures.oracles import decoder
+from fixtures.reach import Reader
+from fixtures.references import References
 from fixtures.subjects import Absent
 
 REFUSED = pytest.StashKey[str]()
@@ -234,6 +236,12 @@ def some_ids(draw: torch.Generator, device: torch.device) -> Callable[[int, int]
 
 
 @pytest.fixture
+def references(bench: Any) -> References:
+    """The small trained models whose loss is known beyond their trained length."""
+    return bench.references
+
+
+@pytest.fixture
 def saved(bench: Any, tmp_path: Path) -> Callable[[Any], Path]:
     """A checkpoint of a small model that declares an encoding."""
 
@@ -246,7 +254,7 @@ def saved(bench: Any, tmp_path: Path) -> Callable[[Any], Path]:
 
 @pytest.fixture
 def decoded() -> Callable[..., Tensor]:
-    """Logits by the independent decoder of any model that it describes: `decoded(model, ids, dtype, positions=None)`."""
+    """Logits by the independent decoder, of a model that it describes: `decoded(model, ids, dtype, positions=None)`."""
 
     def compute(model: Any, ids: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:
         return decoder.logits(model.config, model.state_dict(), ids, dtype=dtype, positions=positions)
@@ -258,6 +266,13 @@ def decoded() -> Callable[..., Tensor]:
 def tokenized(case: Any) -> Callable[[int], list[Tensor]]:
     """All documents of the frozen text, each cut to so many tokens: `(1, length)` int64."""
     return lambda length: tokenize(case, text.documents(), length)
+
+
+@pytest.fixture
+def reader(case: Any) -> Reader:
+    """The case's tokenizer, and what it begins every text with."""
+    tokenizer = _tokenizer(case.checkpoint())
+    return Reader(lambda said: tokenizer(said, add_special_tokens=False).input_ids, list(tokenizer("").input_ids))
 
 
 def tokenize(case: Any, documents: list[str], length: int) -> list[Tensor]:

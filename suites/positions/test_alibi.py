@@ -6,6 +6,7 @@ import torch
 from fixtures.decoding import after_padding
 from fixtures.subjects import Padding
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Beyond 256, where bfloat16 has no whole numbers of its own any more.
 LENGTHS = (300, 263)
 WAYS = (Padding("none", step=False), Padding("left", step=False), Padding("left"))
@@ -13,7 +14,7 @@ WAYS = (Padding("none", step=False), Padding("left", step=False), Padding("left"
 
 @torch.no_grad()
 @pytest.mark.parametrize("padding", WAYS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.applies(positions=("alibi",))
 def test_bias_is_the_same_in_every_way_of_asking(case, dtype, padding, device, model, make_ids, truth, judge):
     """POS-7: ALiBi MUST be slope times distance in a prompt, in a cached step and behind padding, however far."""

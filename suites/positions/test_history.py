@@ -12,9 +12,7 @@ from fixtures.positions import TRAINED
 @pytest.mark.parametrize("before", PROMPTS)
 @pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 @pytest.mark.applies(kind=("rope",))
-def test_what_was_asked_before_decides_nothing(
-    encoding, before, dtype, device, saved, decoded, some_ids, judge
-):
+def test_what_was_asked_before_decides_nothing(encoding, before, dtype, device, saved, decoded, some_ids, judge):
     """POS-6: frequencies that depend on a text's length MUST be this text's, whatever was asked before or is cached."""
     model = from_checkpoint(saved(encoding), dtype, device)
     first, second = (some_ids(batch=1, length=length) for length in lengths(before))

@@ -11,7 +11,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.applies(positions=("rope", "rotary"), latent=(False,))
 def test_keys_are_turned_by_their_position(case, dtype, device, model, judge):
-    """POS-4: rotation MUST turn the architecture's pairs by position times frequency, keep norms, and know distances."""
+    """POS-4: rotation MUST turn an architecture's pairs by position times frequency, keep norms and know distances."""
     found = turned(model, places(case.longest, device))
 
     judge.evidence["pairs"] = found.layout
