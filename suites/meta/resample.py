@@ -82,9 +82,9 @@ def write(found: dict[str, list[Interval]], seeds: list[int]) -> str:
     lines = [
         "# What a length of context may cost, on the same target tokens.",
         "#",
-        "# Written by `python -m suites.meta.resample`, but for what is said of a served model. The reference models, in",
-        f"# nats a byte, trainings of seeds {', '.join(map(str, seeds))}, {RESAMPLINGS} resamplings of the documents for",
-        f"# each tier; text {text.checksum()[:16]}.",
+        "# Written by `python -m suites.meta.resample`, but for what is said of a served model. Reference models, in",
+        f"# nats a byte: trainings of seeds {', '.join(map(str, seeds))}, {RESAMPLINGS} resamplings of the documents",
+        f"# for each tier; text {text.checksum()[:16]}.",
         "[reference]",
     ]
     for key, intervals in found.items():
