@@ -106,12 +106,11 @@ def svg(title: str, lines: Lines) -> str:
         parts.append(_text(at, HEIGHT - BOTTOM + 18, f"{2**power:,}", anchor="middle"))
     if first <= math.log2(curve["trained"]) <= last:
         at = place(curve["trained"], low)[0]
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#888" stroke-dasharray="4 4"/>'
-        )
+        ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+        parts.append(f'<line {ends} stroke="#888" stroke-dasharray="4 4"/>')
         parts.append(_text(at + 5, TOP + 12, "trained", colour="#666"))
-    ends = [place(*map(float, c["points"][-1])) for c in lines.values()]
-    names = _apart([y for _, y in ends])
+    last_points = [place(*map(float, c["points"][-1])) for c in lines.values()]
+    names = _apart([y for _, y in last_points])
     for number, (name, found) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         dashes = ' stroke-dasharray="6 3"' if number >= len(COLOURS) else ""
@@ -120,7 +119,7 @@ def svg(title: str, lines: Lines) -> str:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
         if len(along) <= COLUMNS:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in along]
-        x, y = ends[number]
+        x, y = last_points[number]
         parts.append(
             f'<path d="M{x + 2:.1f} {y:.1f} L{x + 12:.1f} {names[number]:.1f}" stroke="{colour}" fill="none"/>'
         )

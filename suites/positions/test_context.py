@@ -13,7 +13,7 @@ def test_perplexity_holds_to_the_claimed_context(case, reach, device, bench, rea
     """POS-14: perplexity on the same tokens MUST hold to the claimed context, or else to the trained length."""
     model, claimed = bench.shelf.model(case, reach.dtype, device), bench.deployment.context
     trained = trained_length(model.config)
-    lengths = reach.rungs(reach.lengths, trained, claimed)
+    lengths = reach.rungs(reach.lengths, trained, claimed, case.longest)
 
     found = ladder(model, reader, lengths, reach.documents)
 
@@ -31,7 +31,7 @@ def test_perplexity_of_a_quantized_model_holds(case, quantizer, reach, device, b
     model, claimed = bench.shelf.quantized(case, quantizer, device), bench.deployment.context
     trained = trained_length(model.config)
 
-    found = ladder(model, reader, reach.rungs(reach.lengths, trained, claimed), reach.documents)
+    found = ladder(model, reader, reach.rungs(reach.lengths, trained, claimed, case.longest), reach.documents)
 
     line = f"{case.name}, {quantizer.name}"
     judge.evidence |= {"curve": found.curve(line, trained), "perplexity by context": found.perplexities()}
@@ -45,7 +45,7 @@ def test_a_pass_key_is_found_to_the_claimed_context(case, reach, device, bench, 
     """POS-15: a pass key MUST be found, at every depth, to the claimed context, or else to the trained length."""
     model, claimed = bench.shelf.model(case, reach.dtype, device), bench.deployment.context
     trained = trained_length(model.config)
-    lengths = reach.rungs(reach.key_lengths, trained, claimed)
+    lengths = reach.rungs(reach.key_lengths, trained, claimed, case.longest)
 
     found = passkeys(model, reader, lengths, reach.keys, draw)
 
