@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--tier", choices=["standard", "full"], default="standard", help="full adds architectures and lengths")
     add("--report", type=Path, metavar="FOLDER", help="where the run goes (reports/runs/<time>-<host>)")
     add("--allow-partial", action="store_true", help="exit 0 although something was not verified")
+    add("--checkpoints", type=Path, metavar="FOLDER", help="other reference models than fixtures/checkpoints")
     add("--require", choices=["core"], help="owe every promise, whatever was selected")
 
 

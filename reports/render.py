@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from reports import summary
+from reports import curves, summary
 from reports.record import Record, read
 
 
@@ -26,6 +26,7 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
         "\n".join(f"- {_cell(line)}" for line in _unverified(records, run)) or "Nothing that was owed.",
         "## Promises",
         _table(summary.by_promise(records), ("promise", "sentence", "checks", "outcome", "most of allowed", "seconds")),
+        *curves.section(records)[0],
     ]
     if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
         lines.append("## What did not pass")
@@ -73,11 +74,17 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def write(folder: Path, records: Sequence[Record], run: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    """Write report.md into a run's folder, and the pictures that it shows."""
+    (folder / "report.md").write_text(markdown(records, run, environment), encoding="utf-8")
+    for name, picture in curves.section(records)[1].items():
+        (folder / name).write_text(picture, encoding="utf-8")
+
+
 def main(arguments: list[str]) -> int:
     folder = Path(arguments[0])
     run, environment = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("run", "environment"))
-    text = markdown(read(folder / "records.jsonl"), run, environment)
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write(folder, read(folder / "records.jsonl"), run, environment)
     return 0
 
 

@@ -56,8 +56,7 @@ class Run:
             "notes": self.notes,
         }
         self._write("run.json", self.facts)
-        text = render.markdown(self.records, self.facts, self.environment)
-        (self.folder / "report.md").write_text(text, encoding="utf-8")
+        render.write(self.folder, self.records, self.facts, self.environment)
 
     def report(self) -> str:
         """Where report.md is, as a person who is in this folder would write it."""

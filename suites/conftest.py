@@ -14,6 +14,9 @@ from torch import Tensor
 from fixtures import inputs, text
 from fixtures.judgement import Judge, Unverified
 from fixtures.models import VOCABULARY
+from fixtures.oracles import decoder
+from fixtures.reach import Reader
+from fixtures.references import References
 from fixtures.subjects import Absent
 
 REFUSED = pytest.StashKey[str]()
@@ -238,9 +241,49 @@ def truth(bench: Any, case: Any, judge: Judge) -> Callable[..., Tensor]:
 
 
 @pytest.fixture
+def some_ids(draw: torch.Generator, device: torch.device) -> Callable[[int, int], Tensor]:
+    """Random token ids `(batch, length)` of a small model's vocabulary."""
+    return lambda batch, length: inputs.tokens(batch, length, VOCABULARY, draw).to(device)
+
+
+@pytest.fixture
+def references(bench: Any) -> References:
+    """The small trained models whose loss is known beyond their trained length."""
+    return bench.references
+
+
+@pytest.fixture
+def saved(bench: Any, tmp_path: Path) -> Callable[[Any], Path]:
+    """A checkpoint of a small model that declares an encoding."""
+
+    def save(encoding: Any) -> Path:
+        encoding.model(bench.seed).save_pretrained(tmp_path)
+        return tmp_path
+
+    return save
+
+
+@pytest.fixture
+def decoded() -> Callable[..., Tensor]:
+    """Logits by the independent decoder, of a model that it describes: `decoded(model, ids, dtype, positions=None)`."""
+
+    def compute(model: Any, ids: Tensor, dtype: torch.dtype, positions: Tensor | None = None) -> Tensor:
+        return decoder.logits(model.config, model.state_dict(), ids, dtype=dtype, positions=positions)
+
+    return compute
+
+
+@pytest.fixture
 def tokenized(case: Any) -> Callable[[int], list[Tensor]]:
     """All documents of the frozen text, each cut to so many tokens: `(1, length)` int64."""
     return lambda length: tokenize(case, text.documents(), length)
+
+
+@pytest.fixture
+def reader(case: Any) -> Reader:
+    """The case's tokenizer, and what it begins every text with."""
+    tokenizer = _tokenizer(case.checkpoint())
+    return Reader(lambda said: tokenizer(said, add_special_tokens=False).input_ids, list(tokenizer("").input_ids))
 
 
 def tokenize(case: Any, documents: list[str], length: int) -> list[Tensor]:

@@ -34,7 +34,7 @@ def rotary(change: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _scaling(kind: str, change: Callable[..., Any]) -> Iterator[None]:
+def scaling(kind: str, change: Callable[..., Any]) -> Iterator[None]:
     """Patch how one rope_type makes its frequencies. change(original, config, **keywords)."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -88,7 +88,7 @@ def tables_are_rounded_to_bfloat16() -> Iterator[None]:
 )
 def yarn_loses_its_temperature() -> Iterator[None]:
     """YaRN's attention factor is 1."""
-    with _scaling("yarn", lambda original, *args, **more: (original(*args, **more)[0], 1.0)):
+    with scaling("yarn", lambda original, *args, **more: (original(*args, **more)[0], 1.0)):
         yield
 
 
@@ -108,7 +108,7 @@ def llama3_scaling_is_not_applied() -> Iterator[None]:
         size = config.hidden_size // config.num_attention_heads
         return 1.0 / base ** (torch.arange(0, size, 2).float() / size), factor
 
-    with _scaling("llama3", change):
+    with scaling("llama3", change):
         yield
 
 
@@ -130,14 +130,14 @@ def positions_are_clamped_to_the_trained_length() -> Iterator[None]:
 
 
 @contextmanager
-def _bloom_slopes(change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Patch Bloom's ALiBi tensor."""
+def bloom_bias(change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Patch Bloom's bias. change(bias `(batch * heads, 1, length)`, mask `(batch, length)`) -> bias."""
     from transformers.models.bloom import modeling_bloom
 
     original = modeling_bloom.build_alibi_tensor
 
     def patched(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-        return change(original(mask, heads, dtype))
+        return change(original(mask, heads, dtype), mask)
 
     with swapped(modeling_bloom, "build_alibi_tensor", patched):
         yield
@@ -152,7 +152,7 @@ def _bloom_slopes(change: Callable[[Tensor], Tensor]) -> Iterator[None]:
 )
 def alibi_slopes_are_one_step_too_steep() -> Iterator[None]:
     """Slopes begin at 2**0."""
-    with _bloom_slopes(lambda bias: bias * 2):
+    with bloom_bias(lambda bias, mask: bias * 2):
         yield
 
 
@@ -165,7 +165,7 @@ def alibi_slopes_are_one_step_too_steep() -> Iterator[None]:
 )
 def alibi_is_formed_in_bfloat16() -> Iterator[None]:
     """Distances above 256 alias."""
-    with _bloom_slopes(lambda bias: bias.bfloat16().to(bias.dtype)):
+    with bloom_bias(lambda bias, mask: bias.bfloat16().to(bias.dtype)):
         yield
 
 

@@ -1,0 +1,354 @@
+"""Faults of rotary encodings: frequencies, scalings, layouts, and what a model makes of its config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suites.meta.faults import after_loading, fault, swapped
+from suites.meta.faults.positions import rotary, scaling
+
+TABLES = "positions/test_tables.py"
+DECLARED = "positions/test_declared.py"
+HISTORY = "positions/test_history.py"
+TURNED = ("positions/test_rotation.py", "llama-gqa and float32")
+
+
+def parameters(config: Any) -> dict[str, Any]:
+    """Where a config keeps its scaling: 5.x's dictionary, or 4.57's."""
+    found: dict[str, Any] = getattr(config, "rope_parameters", None) or config.rope_scaling
+    return found
+
+
+@contextmanager
+def forward_of(module: str, kind: str, change: Callable[..., Any]) -> Iterator[None]:
+    """Patch one class of rotary modules. change(forward, module, x, positions, *more) -> cos, sin."""
+    owner = getattr(import_module(f"transformers.models.{module}"), kind)
+    forward = vars(owner)["forward"]
+
+    def patched(self: Any, x: Tensor, position_ids: Tensor, *more: Any) -> Any:
+        return change(forward, self, x, position_ids, *more)
+
+    with swapped(owner, "forward", patched):
+        yield
+
+
+@fault(
+    "POS-1",
+    TABLES,
+    "rope-yarn-betas",
+    source="https://github.com/pytorch/torchtitan/pull/3787",
+    unseen="never, but short texts are nearly the same",
+)
+def yarn_has_its_betas_swapped() -> Iterator[None]:
+    """beta_fast and beta_slow change places, and the ramp its direction."""
+
+    def change(original: Any, config: Any, *args: Any, **more: Any) -> Any:
+        p = parameters(config)
+        fast, slow = p.get("beta_fast") or 32, p.get("beta_slow") or 1
+        before = dict(p)
+        p |= {"beta_fast": slow, "beta_slow": fast}
+        try:
+            return original(config, *args, **more)
+        finally:
+            p.clear()
+            p.update(before)
+
+    with scaling("yarn", change):
+        yield
+
+
+@fault("POS-1", TABLES, "rope-yarn-cpu or rope-yarn-cuda", source="our own", unseen="factor 1")
+def yarn_applies_its_temperature_twice() -> Iterator[None]:
+    """The attention factor is squared: applied to the scores as well as to queries and keys."""
+
+    def change(original: Any, *args: Any, **more: Any) -> Any:
+        frequencies, heat = original(*args, **more)
+        return frequencies, heat**2
+
+    with scaling("yarn", change):
+        yield
+
+
+@fault("POS-1", TABLES, "rope-yarn-ramp", source="our own", unseen="truncate = true, which is the default")
+def yarn_truncates_its_ramp_always() -> Iterator[None]:
+    """truncate = false, as gpt-oss has it, is not read."""
+
+    def change(original: Any, config: Any, *args: Any, **more: Any) -> Any:
+        p = parameters(config)
+        before = dict(p)
+        p["truncate"] = True
+        try:
+            return original(config, *args, **more)
+        finally:
+            p.clear()
+            p.update(before)
+
+    with scaling("yarn", change):
+        yield
+
+
+@fault("POS-1", TABLES, "rope-yarn-mscale", source="our own", unseen="mscale equal to mscale_all_dim's default")
+def yarn_ignores_mscale() -> Iterator[None]:
+    """The temperature is 0.1 ln s + 1 whatever mscale and mscale_all_dim say."""
+
+    def change(original: Any, config: Any, *args: Any, **more: Any) -> Any:
+        return original(config, *args, **more)[0], 0.1 * math.log(parameters(config)["factor"]) + 1
+
+    with scaling("yarn", change):
+        yield
+
+
+@fault("POS-1", TABLES, "rope-linear", source="our own", unseen="factor 1")
+def linear_scaling_is_applied_twice() -> Iterator[None]:
+    """Positions are divided by the factor, and the frequencies too."""
+
+    def change(original: Any, config: Any, *args: Any, **more: Any) -> Any:
+        frequencies, heat = original(config, *args, **more)
+        return frequencies / parameters(config)["factor"], heat
+
+    with scaling("linear", change):
+        yield
+
+
+@fault(
+    "POS-1",
+    TABLES,
+    "rope-longrope",
+    source="https://github.com/vllm-project/vllm/issues/27414",
+    unseen="texts within the trained length",
+)
+def longrope_never_takes_its_long_factors() -> Iterator[None]:
+    """A text beyond the trained length is turned by the short factors."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        longest = positions.max()
+        cos, sin = forward(module, x, torch.zeros_like(positions))
+        heat = cos[..., :1]
+        angles = positions[..., None].float() * module.original_inv_freq.to(x.device)
+        table = torch.cat([angles, angles], -1)
+        return (table.cos() * heat, table.sin() * heat) if longest else (cos, sin)
+
+    with forward_of("phi3.modeling_phi3", "Phi3RotaryEmbedding", change):
+        yield
+
+
+@fault(
+    "POS-1",
+    TABLES,
+    "rope-partial",
+    source="https://github.com/ml-explore/mlx-lm/pull/1698",
+    unseen="heads that rotate as a whole",
+)
+def a_partial_rotation_takes_the_whole_heads_exponents() -> Iterator[None]:
+    """partial_rotary_factor shortens the table and not the divisor of its exponents."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        kept = module.inv_freq
+        share = 2 * len(kept) / (module.config.hidden_size // module.config.num_attention_heads)
+        module.inv_freq = kept**share
+        try:
+            return forward(module, x, positions)
+        finally:
+            module.inv_freq = kept
+
+    with forward_of("phi3.modeling_phi3", "Phi3RotaryEmbedding", change):
+        yield
+
+
+@fault("POS-1", TABLES, "rope-default", source="our own", unseen="positions below 2,049")
+def positions_are_float16() -> Iterator[None]:
+    """2,049 becomes 2,048, and what is beyond 65,504 has no place at all."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        return forward(module, x, positions.clamp(max=65504).half().long())
+
+    with rotary(change):
+        yield
+
+
+@fault("POS-1", TABLES, "test_model_tables and llama-gqa and bfloat16", source="our own", unseen="float32 models")
+def tables_are_computed_in_the_models_dtype() -> Iterator[None]:
+    """Positions and angles of a bfloat16 model are bfloat16."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        angles = positions[..., None].to(x.dtype) * module.inv_freq.to(x.device, x.dtype)
+        table = torch.cat([angles, angles], -1)
+        return table.cos(), table.sin()
+
+    with rotary(change):
+        yield
+
+
+@contextmanager
+def rotation(change: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Patch what Llama does with its tables. change(apply, q, k, cos, sin) -> q, k."""
+    from transformers.models.llama import modeling_llama
+
+    original = modeling_llama.apply_rotary_pos_emb
+
+    def patched(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **more: Any) -> Any:
+        return change(original, q, k, cos, sin)
+
+    with swapped(modeling_llama, "apply_rotary_pos_emb", patched):
+        yield
+
+
+@fault("POS-4", *TURNED, source="our own", unseen="position 0")
+def neighbours_are_turned_in_place_of_halves() -> Iterator[None]:
+    """Dimension 2i is paired with 2i + 1, as GPT-J does, in a model that was trained with i and i + d/2."""
+
+    def change(apply: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        def halves(x: Tensor) -> Tensor:
+            return torch.cat([x[..., ::2], x[..., 1::2]], -1)
+
+        def neighbours(x: Tensor) -> Tensor:
+            first, second = x.chunk(2, -1)
+            return torch.stack([first, second], -1).flatten(-2)
+
+        return tuple(map(neighbours, apply(halves(q), halves(k), cos, sin)))
+
+    with rotation(change):
+        yield
+
+
+@fault("POS-4", *TURNED, source="our own", unseen="position 0")
+def the_slowest_pairs_are_not_turned() -> Iterator[None]:
+    """A quarter of the frequencies is dropped, as p-RoPE would have it."""
+
+    def change(apply: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        still = torch.arange(cos.shape[-1], device=cos.device) % (cos.shape[-1] // 2) >= 3 * cos.shape[-1] // 8
+        return apply(q, k, cos.masked_fill(still, 1), sin.masked_fill(still, 0))
+
+    with rotation(change):
+        yield
+
+
+@fault("POS-4", *TURNED, source="our own", unseen="position 0")
+def rotation_does_not_keep_norms() -> Iterator[None]:
+    """The second half takes the sine with the wrong sign: a shear, not a rotation."""
+
+    def change(apply: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        half = cos.shape[-1] // 2
+        return apply(q, k, cos, torch.cat([sin[..., :half], -sin[..., half:]], -1))
+
+    with rotation(change):
+        yield
+
+
+@fault("POS-3", "positions/test_shift.py", "llama-gqa", source="our own", unseen="tables and keys alone")
+def keys_are_turned_one_position_late() -> Iterator[None]:
+    """Queries stand one position before their keys."""
+
+    def change(apply: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        late = [torch.cat([t[:, 1:], t[:, -1:]], 1) for t in (cos, sin)]
+        return apply(q, k, cos, sin)[0], apply(q, k, *late)[1]
+
+    with rotation(change):
+        yield
+
+
+@fault(
+    "POS-5",
+    DECLARED,
+    "checkpoint and float32 and rope-llama3",
+    source="https://github.com/sbryngelson/ANEForge/pull/58",
+    unseen="models whose base is 10,000",
+)
+def rope_theta_is_lost_in_loading() -> Iterator[None]:
+    """A checkpoint's base is read, and 10,000 used."""
+
+    def change(model: Any) -> None:
+        table = model.model.rotary_emb.inv_freq
+        table.copy_(1 / 10000 ** (torch.arange(len(table), device=table.device) / len(table)))
+
+    with after_loading(change):
+        yield
+
+
+@fault("POS-5", DECLARED, "empty and float32 and rope-yarn", source="our own", unseen="from_pretrained")
+def tables_are_what_memory_held() -> Iterator[None]:
+    """A model that is built empty and then handed its weights has no frequencies: they are in no file."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.load_state_dict
+
+    def load_state_dict(self: Any, *args: Any, **more: Any) -> Any:
+        found = original(self, *args, **more)
+        for name, buffer in self.named_buffers():
+            if name.endswith("inv_freq"):
+                buffer.zero_()
+        return found
+
+    with swapped(PreTrainedModel, "load_state_dict", load_state_dict):
+        yield
+
+
+@fault(
+    "POS-5",
+    DECLARED,
+    "checkpoint and float32 and rope-layers",
+    source="our own",
+    unseen="models whose layers share a base",
+)
+def layers_with_a_window_take_the_others_base() -> Iterator[None]:
+    """One table for all types of layer."""
+
+    def change(model: Any) -> None:
+        rotary_emb, local = model.model.rotary_emb, getattr(model.model, "rotary_emb_local", None)
+        if local is None:
+            rotary_emb.sliding_attention_inv_freq.copy_(rotary_emb.full_attention_inv_freq)
+        else:
+            local.inv_freq.copy_(rotary_emb.inv_freq)
+
+    with after_loading(change):
+        yield
+
+
+@fault(
+    "POS-6",
+    HISTORY,
+    "answer and rope-longrope",
+    source="https://github.com/huggingface/transformers/pull/33129",
+    unseen="prompts that start beyond the trained length, or answers that never reach it",
+)
+def a_cache_of_short_factors_outlives_the_switch() -> Iterator[None]:
+    """An answer that grows beyond the trained length keeps keys that the short factors turned."""
+    from transformers import GenerationMixin
+    from transformers.models.phi3.modeling_phi3 import Phi3ForCausalLM
+
+    plain = GenerationMixin.prepare_inputs_for_generation
+    with swapped(Phi3ForCausalLM, "prepare_inputs_for_generation", plain):
+        yield
+
+
+@fault("POS-6", HISTORY, "long-then-short and rope-dynamic", source="our own", unseen="a first prompt")
+def frequencies_stay_stretched() -> Iterator[None]:
+    """Dynamic NTK never goes back: a short prompt takes the base of the longest one before it."""
+    longest: dict[int, int] = {}
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        reach = longest[id(module)] = max(longest.get(id(module), 0), int(positions.max()))
+        both = forward(module, x, torch.cat([positions, torch.full_like(positions[:, :1], reach)], -1))
+        return tuple(t[:, :-1] for t in both)
+
+    with rotary(change):
+        yield
+
+
+@fault("POS-6", HISTORY, "long-then-trained and rope-longrope", source="our own", unseen="every other length")
+def the_switch_to_long_factors_comes_one_token_early() -> Iterator[None]:
+    """A text that is exactly as long as the trained length is taken for a longer one."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        both = forward(module, x, torch.cat([positions, positions[:, -1:] + 1], -1))
+        return tuple(t[:, :-1] for t in both)
+
+    with forward_of("phi3.modeling_phi3", "Phi3RotaryEmbedding", change):
+        yield
