@@ -9,15 +9,16 @@ from fixtures.inputs import pieces
 from fixtures.subjects import Usage
 
 LENGTH = 136
-LOGIC = frozenset({torch.float32})
+LOGIC, HALVES = frozenset({torch.float32}), frozenset({torch.float32, torch.bfloat16})
 SMALL = pytest.mark.applies(real=(False,))
 CORE = pytest.mark.applies(tier=("standard",), real=(False,))
 CHUNKS = [
     pytest.param(Usage("chunks-1", (1,) * 48, dtypes=LOGIC), marks=CORE),
-    pytest.param(Usage("chunks-7", (7,) * 19 + (3,)), marks=SMALL),
+    pytest.param(Usage("chunks-7", (7,) * 19 + (3,), dtypes=HALVES), marks=SMALL),
     pytest.param(Usage("chunks-64", (64, 64, 8)), marks=CORE),
     pytest.param(Usage("whole", (LENGTH,), dtypes=LOGIC), marks=CORE),
-    Usage("half", (20, 19)),
+    pytest.param(Usage("half", (20, 19)), marks=CORE),
+    pytest.param(Usage("half-served", (20, 19)), marks=pytest.mark.applies(real=(True,))),
 ]
 
 

@@ -33,11 +33,12 @@ def test_greedy_tokens_are_those_ranked_first(case, kv_cache, dtype, device, mod
         judge.ranked_first(tokens, reference, golden, what=way)
 
 
+CORE = pytest.mark.applies(tier=("standard",))
 SPECULATE = frozenset({"exact", "speculate"})
 DRAFTS = [
-    Usage("prompt-lookup", needs=SPECULATE),
+    pytest.param(Usage("prompt-lookup", needs=SPECULATE), marks=CORE),
     # It drafts itself, and is always right; and a model that knows nothing drafts, and is nearly always wrong.
-    Usage("own-draft", needs=SPECULATE),
+    pytest.param(Usage("own-draft", needs=SPECULATE), marks=CORE),
     Usage("poor-draft", needs=SPECULATE),
 ]
 

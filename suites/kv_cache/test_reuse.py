@@ -10,7 +10,11 @@ from fixtures.subjects import Usage
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 LENGTHS = {"shorter": (40, 12), "as-long": (30, 30), "longer": (12, 40)}
-AGAIN = [Usage(name, needs=frozenset({"exact", "reset"})) for name in LENGTHS]
+CORE = pytest.mark.applies(tier=("standard",))
+AGAIN = [
+    pytest.param(Usage(name, needs=frozenset({"exact", "reset"})), marks=[] if name == "shorter" else CORE)
+    for name in LENGTHS
+]
 STEPS = 3
 
 
