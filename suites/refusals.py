@@ -41,7 +41,7 @@ def misspelt(bench: Bench, known: list[Any], items: list[pytest.Item]) -> None:
     subjects = bench.subjects()
     for waiver in bench.deployment.waivers:
         function = waiver.check.split("[")[0]
-        if waiver.promise and waiver.promise not in ids:
+        if waiver.promise and not fnmatch.filter(ids, waiver.promise):
             raise pytest.UsageError(f"{waiver}: there is no promise {waiver.promise}")
         if waiver.check and function not in functions:
             raise pytest.UsageError(f"{waiver}: there is no check {function}")

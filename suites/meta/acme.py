@@ -84,6 +84,7 @@ def pytest_spiritlevel_kv_cache(register):
         "acme",
         make=make_cache,
         slots=lambda tokens, length, window: length,
+        serves=lambda config: not getattr(config, "kv_lora_rank", None),  # its keys and values are of one size
         operations={"crop", "crop-window", "reorder", "select", "repeat", "reset", "copy", "spare"},
         unwritten=lambda cache: [layer.buffers[:, :, :, layer.keys.shape[-2] :] for layer in cache.layers],
     )
