@@ -30,7 +30,12 @@ def answers(kv_cache, model, ids, slots, *values):
     decode(model, cache, ids, [prompt])
     UNDO[slots](cache, dropped)
     written = [fill(kv_cache.unwritten(cache), value) for value in values]
-    return decode(model, cache, ids[:, prompt:], [1, 2, 1], start=prompt - dropped), sum(written)
+    logits, done = [], 0
+    for width in (1, 2, 1):
+        logits.append(decode(model, cache, ids[:, prompt + done :], [width], start=prompt - dropped + done))
+        UNDO[slots](cache, 0)  # while it records, every call is followed by a drop
+        done += width
+    return torch.cat(logits, 1), sum(written)
 
 
 @torch.no_grad()
