@@ -5,6 +5,7 @@ import torch
 
 from fixtures.caching import operate
 from fixtures.decoding import decode, padded_left
+from fixtures.generation import generated, using
 from fixtures.subjects import Usage
 
 LENGTHS, STEPS = (33, 5, 20), 9
@@ -27,6 +28,23 @@ def test_padded_row_equals_the_row_alone(case, kv_cache, dtype, usage, device, m
     for index, row in enumerate(rows):
         golden, reference = (truth(model, row[None], d)[0] for d in (torch.float64, dtype))
         judge(logits[index, -len(row) :], reference, golden, what=f"row of {len(row)}")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_padded_row_is_answered_as_alone(case, kv_cache, dtype, device, model, make_ids, truth, judge):
+    """KV-4: a left-padded row MUST have the logits that it has alone, as a prompt and at every cached step."""
+    rows = [row[:length] for row, length in zip(make_ids(len(LENGTHS), max(LENGTHS)), LENGTHS, strict=True)]
+    ids, real = padded_left(rows)
+    how = using(model, kv_cache, max(LENGTHS) + STEPS, rows=len(rows))
+
+    answers = generated(model, ids, STEPS, real, **how)
+
+    for row, answer in zip(rows, answers, strict=True):
+        whole = torch.cat([row, answer])[None]
+        golden, reference = (truth(model, whole, d)[0, len(row) - 1 : -1] for d in (torch.float64, dtype))
+        judge.ranked_first(answer.tolist(), reference, golden, what=f"row of {len(row)}")
 
 
 # What is done to the batch, and the rows that it then holds, one change after the other; the longest-lived goes first.

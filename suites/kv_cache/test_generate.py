@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fixtures.decoding import handing
 from fixtures.generation import drafting, generated, loop, using
 from fixtures.subjects import Usage
 
@@ -51,10 +52,9 @@ def test_speculation_gives_greedy_tokens(case, kv_cache, dtype, drafts, device, 
     """KV-15: assisted decoding and prompt lookup MUST give the tokens that golden logits rank first."""
     seven = make_ids(batch=1, length=7)
     prompt = torch.cat([seven] * 4, 1)  # repeated, so that there is something to look up
+    cache = handing(model, kv_cache.make(model.config, 1, 28 + COUNT))
 
-    tokens = generated(model, prompt, COUNT, **drafting(drafts.name, model), **using(model, kv_cache, 28 + COUNT))[
-        0
-    ].tolist()
+    tokens = generated(model, prompt, COUNT, **drafting(drafts.name, model), **cache)[0].tolist()
 
     whole = torch.cat([prompt, torch.tensor([tokens], device=device)], 1)
     golden, reference = (truth(model, whole, d)[0, 27:-1] for d in (torch.float64, dtype))

@@ -31,6 +31,7 @@ def test_dropped_tokens_leave_no_trace(case, kv_cache, dtype, usage, device, mod
     ids, cache = make_ids(batch=2, length=prompt), recording(kv_cache.make(model.config, 2, room))
 
     decode(model, cache, ids, [prompt])
+    drop(cache, 0)  # while it records, every call is followed by a drop
     for drafted, dropped in rounds:
         draft = make_ids(batch=2, length=drafted)
         decode(model, cache, draft, [drafted], start=ids.shape[1])
@@ -38,14 +39,22 @@ def test_dropped_tokens_leave_no_trace(case, kv_cache, dtype, usage, device, mod
         ids = torch.cat([ids, draft[:, : drafted - dropped]], 1)
     judge.exactly("tokens in the cache", int(cache.get_seq_length()), ids.shape[1])
     rest = make_ids(batch=2, length=3)
-    logits = decode(model, cache, rest, [1, 2], start=ids.shape[1])
+    logits = [decode(model, cache, rest, [1], start=ids.shape[1])]
+    drop(cache, 0)
+    logits.append(decode(model, cache, rest[:, 1:], [2], start=ids.shape[1] + 1))
 
     golden, reference = (truth(model, torch.cat([ids, rest], 1), d)[:, -3:] for d in (torch.float64, dtype))
-    judge(logits, reference, golden)
+    judge(torch.cat(logits, 1), reference, golden)
 
 
 # How many of the newest tokens an operation drops, and the rows that it makes of a batch of two.
-OPERATIONS = {"crop": (3, [0, 1]), "reorder": (0, [1, 1]), "select": (0, [1]), "repeat": (0, [0, 0, 1, 1])}
+OPERATIONS = {
+    "crop": (3, [0, 1]),
+    "reorder": (0, [1, 1]),
+    "select": (0, [1]),
+    "repeat": (0, [0, 0, 1, 1]),
+    "reset": (33, [0, 1]),
+}
 LACKING = [Usage(f"no-{word}", lacks=word) for word in OPERATIONS]
 
 

@@ -16,6 +16,7 @@ SLOTS = {
     "spare": (5, 0),  # a prompt that no window is full of, and how many of its tokens are dropped
     "dropped": (20, 6),
 }
+UNDO = {"spare": lambda cache, dropped: None, "dropped": drop}
 USAGES = [
     Usage("spare", needs=frozenset({"exact", "slots", "spare"})),
     Usage("dropped", needs=frozenset({"exact", "slots", "crop"})),
@@ -27,9 +28,14 @@ def answers(kv_cache, model, ids, slots, *values):
     prompt, dropped = SLOTS[slots]
     cache = recording(kv_cache.make(model.config, len(ids), ids.shape[1] + 2))
     decode(model, cache, ids, [prompt])
-    drop(cache, dropped)
+    UNDO[slots](cache, dropped)
     written = [fill(kv_cache.unwritten(cache), value) for value in values]
-    return decode(model, cache, ids[:, prompt:], [1, 2, 1], start=prompt - dropped), sum(written)
+    logits, done = [], 0
+    for width in (1, 2, 1):
+        logits.append(decode(model, cache, ids[:, prompt + done :], [width], start=prompt - dropped + done))
+        UNDO[slots](cache, 0)  # while it records, every call is followed by a drop
+        done += width
+    return torch.cat(logits, 1), sum(written)
 
 
 @torch.no_grad()
