@@ -69,8 +69,6 @@ def samples(records: list[Record]) -> dict[Key, list[Sample]]:
             continue
         if record.crash or record.outcome in ("unverified", "inconclusive"):
             raise ValueError(f"{record.check} did not measure: {record.message}")
-        if record.outcome == "waived" or _known_to_fail(record):
-            continue
         subject = next((record.parameters[kind] for kind in SUBJECTS if kind in record.parameters), "")
         for judged in record.judgements:
             quantity = re.sub(r"^.*\b(worst row|overall|gain|plain reference)$", r"\1", str(judged["quantity"]))
@@ -84,12 +82,6 @@ def samples(records: list[Record]) -> dict[Key, list[Sample]]:
             elif "÷" in quantity:
                 found[record.promise, quantity, "any", subject].append(Sample(max(value, 1 / value), record.check))
     return found
-
-
-def _known_to_fail(record: Record) -> bool:
-    """Whether a waiver that ships with the suite names this check here: while calibrating, nothing has failed yet."""
-    about = {key: getattr(record, key) for key in ("promise", "check", "subject", "device", "parameters")}
-    return waivers.excuse(known_failures(), environment.probe().versions, about) is not None
 
 
 def write_table(path: Path, measured: dict[Key, list[Sample]], stack: str) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,59 +25,57 @@ from fixtures.statistics import Interval
 RESAMPLINGS = 100
 LEAST = 0.1
 CPU = torch.device("cpu")
-ONE_AND_A_HALF = TRAINED * 3 // 2
 Losses = Callable[[str, int], Tensor]
 
-# key of contexts.toml -> whether it bounds growth from above, and each interval that it is about
-GROWTH: dict[str, Callable[[Losses], Iterator[Interval]]] = {
-    "holds": lambda at: (
-        difference(at(name, n), at(name, TRAINED))
-        for name in ("alibi", "rope-yarn", "rope-linear")
-        for n in (2 * TRAINED, 4 * TRAINED, LONGEST)
-    ),
-    "untrained": lambda at: (difference(at(name, n), at(name, TRAINED)) for name, n in UNTRAINED),
-    "dearer": lambda at: (difference(at(name, n), at("rope", TRAINED)) for name, n in UNTRAINED),
-}
-POWER: dict[str, Callable[[Losses], Iterator[Interval]]] = {
-    "collapsed": lambda at: (
-        difference(at(name, LONGEST), at(name, TRAINED)) for name in ("rope", "learned", "sinusoidal")
-    ),
-    "later": lambda at: (
-        difference(at(name, ONE_AND_A_HALF) - at(name, TRAINED), at("rope", ONE_AND_A_HALF) - at("rope", TRAINED))
-        for name in ("learned", "sinusoidal")
-    ),
-}
-UNTRAINED = (("rope-yarn-untrained", LONGEST), ("rope-dynamic-untrained", 4 * TRAINED))
-SAID = {
-    "holds": "more at a longer context, of an encoding that is made for it",
-    "untrained": "more at a longer context, of a scaling that the weights were not trained for",
-    "dearer": "the same, more than plain RoPE at 128",
-    "collapsed": "more at 1,024, of positions that do not extrapolate: at least",
-    "later": "that learned and sinusoidal positions grow more than plain RoPE at 192: at least",
+# table of contexts.toml -> the model that a row is about, and how one of its intervals is made
+Quantity = Callable[[Losses, str, int], Interval]
+UNTRAINED = {"rope-yarn-untrained": (LONGEST,), "rope-dynamic-untrained": (4 * TRAINED,)}
+MADE = dict.fromkeys(("alibi", "rope-yarn", "rope-linear"), (2 * TRAINED, 4 * TRAINED, LONGEST))
+BREAKING = dict.fromkeys(("rope", "learned", "sinusoidal"), (LONGEST,))
+LATER = dict.fromkeys(("learned", "sinusoidal"), (TRAINED * 3 // 2,))
+
+
+def _grown(at: Losses, name: str, context: int) -> Interval:
+    return difference(at(name, context), at(name, TRAINED))
+
+
+def _dearer(at: Losses, name: str, context: int) -> Interval:
+    return difference(at(name, context), at("rope", TRAINED))
+
+
+def _behind(at: Losses, name: str, context: int) -> Interval:
+    return difference(at(name, context) - at(name, TRAINED), at("rope", context) - at("rope", TRAINED))
+
+
+TABLES: dict[str, tuple[str, bool, Quantity, dict[str, tuple[int, ...]]]] = {
+    "grown": ("more at a longer context than at 128, at most", True, _grown, MADE | UNTRAINED),
+    "dearer": ("more at a longer context than plain RoPE at 128, at most", True, _dearer, UNTRAINED),
+    "collapsed": ("more at 1,024 than at 128, at least", False, _grown, BREAKING),
+    "later": ("that plain RoPE at 192 has grown less, at least", False, _behind, LATER),
 }
 
 
-def measure(folders: list[Path]) -> dict[str, list[Interval]]:
-    """Every interval of every quantity, over folders, tiers and resamplings."""
-    found: dict[str, list[Interval]] = {key: [] for key in SAID}
+def measure(folders: list[Path]) -> dict[tuple[str, str], list[Interval]]:
+    """Every interval of every quantity and model, over folders, tiers and resamplings."""
+    found: dict[tuple[str, str], list[Interval]] = defaultdict(list)
     for number, folder in enumerate(folders):
         draw = torch.Generator().manual_seed(number)
         for tier in ({}, FEW):
-            count = tier.get("documents", 48)
-            all_of_them = References(folder, **{**tier, "documents": 48})
+            losses = References(folder, **{**tier, "documents": 48})
             for _ in range(RESAMPLINGS):
-                rows = torch.randint(48, (count,), generator=draw)
+                rows = torch.randint(48, (tier.get("documents", 48),), generator=draw)
 
-                def at(name: str, context: int, rows: Tensor = rows, losses: References = all_of_them) -> Tensor:
+                def at(name: str, context: int, rows: Tensor = rows, losses: References = losses) -> Tensor:
                     return losses.losses(name, context, CPU)[rows]
 
-                for key, intervals in {**GROWTH, **POWER}.items():
-                    found[key] += intervals(at)
-            print(folder, tier, {key: len(intervals) for key, intervals in found.items()}, flush=True)
+                for table, (_, _, quantity, models) in TABLES.items():
+                    for name, lengths in models.items():
+                        found[table, name] += [quantity(at, name, length) for length in lengths]
+            print(folder, tier, flush=True)
     return found
 
 
-def write(found: dict[str, list[Interval]], seeds: list[int]) -> str:
+def write(found: dict[tuple[str, str], list[Interval]], seeds: list[int]) -> str:
     """The text of contexts.toml; what is said of a served model stays as it is."""
     served = "[served]" + ALLOWED.read_text(encoding="utf-8").split("[served]", 1)[1]
     lines = [
@@ -84,18 +83,19 @@ def write(found: dict[str, list[Interval]], seeds: list[int]) -> str:
         "#",
         "# Written by `python -m suites.meta.resample`, but for what is said of a served model. Reference models, in",
         f"# nats a byte: trainings of seeds {', '.join(map(str, seeds))}, {RESAMPLINGS} resamplings of the documents",
-        f"# for each tier; text {text.checksum()[:16]}.",
-        "[reference]",
+        f"# for each tier, text {text.checksum()[:16]}. Beside each: the end of the 95 % intervals that is nearest.",
     ]
-    for key, intervals in found.items():
-        if key in GROWTH:
-            healthy = max(i.high for i in intervals)
-            allowed = max(LEAST, math.ceil(200 * healthy) / 100)
-        else:
-            healthy = min(i.low for i in intervals)
-            allowed = math.floor(50 * healthy) / 100
-        end = "highest upper" if key in GROWTH else "lowest lower"
-        lines += [f"# {SAID[key]}; {end} end of {len(intervals):,} intervals: {healthy:.4f}", f"{key} = {allowed:g}"]
+    for table, (said, above, _, models) in TABLES.items():
+        lines += ["", f"# {said}", f"[reference.{table}]"]
+        for name in models:
+            intervals = found[table, name]
+            if above:
+                healthy = max(i.high for i in intervals)
+                allowed = max(LEAST, math.ceil(200 * healthy) / 100)
+            else:
+                healthy = min(i.low for i in intervals)
+                allowed = math.floor(50 * healthy) / 100
+            lines.append(f"{name} = {allowed:g}  # {healthy:.4f} of {len(intervals):,}")
     return "\n".join(lines) + "\n\n" + served
 
 

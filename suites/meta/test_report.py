@@ -1,16 +1,18 @@
 """Records survive what happens to runs, and a report shows them without breaking."""
 
 import dataclasses
+import itertools
 import json
 import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 
 from fixtures.models import Workshop
-from reports import render, summary, wording
+from reports import curves, render, summary, wording
 from reports.record import Record, append, read
 from reports.run import Run
 from reports.verdict import judge
@@ -144,3 +146,54 @@ def test_published_reports_can_still_be_read():
         if folder.is_dir():
             run, environment = (json.loads((folder / f"{n}.json").read_text("utf-8")) for n in ("run", "environment"))
             assert render.markdown(read(folder / "records.jsonl"), run, environment)
+
+
+def curve(line, points, device="cpu"):
+    told = {"figure": "reference models", "line": line, "unit": "nats a byte", "trained": 128, "points": points}
+    return dataclasses.replace(RECORD, device=device, evidence={"curve": told})
+
+
+def test_loss_by_length_is_a_picture_and_a_table():
+    records = [curve("rope", [[64, 1.0], [256, 3.9]]), curve("a<b", [[64, 1.1], [256, 1.0]])]
+
+    blocks, pictures = curves.section(records)
+
+    drawn = ElementTree.fromstring(pictures["reference-models.svg"])
+    lines = drawn.findall("{*}polyline")
+    told = {text.text for text in drawn.findall("{*}text")}
+    assert len(lines) == 2
+    assert {"rope", "a<b", "trained", "128"} <= told
+    assert "reference-models.svg" in blocks[1]
+    assert [cell.strip() for cell in blocks[2].split("\n")[2].split("|")[1:4]] == ["rope", "1.000", "3.900"]
+
+
+def test_a_line_says_its_device_where_there_are_two_and_is_drawn_once_on_each():
+    records = [curve("rope", [[64, 1.0]]), curve("rope", [[64, 1.0], [128, 2.0]]), curve("rope", [[64, 1.0]], "cuda")]
+
+    found = curves.figures(records)["reference models"]
+
+    assert {name: len(c["points"]) for name, c in found.items()} == {"rope, cpu": 2, "rope, cuda": 1}
+
+
+def test_names_of_lines_do_not_cover_each_other():
+    many = [curve(f"line {i}", [[64, 1.0], [256, 1.0 + i / 100]]) for i in range(12)]
+
+    drawn = ElementTree.fromstring(curves.section(many)[1]["reference-models.svg"])
+
+    heights = sorted(float(t.get("y")) for t in drawn.findall("{*}text") if t.text.startswith("line "))
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= curves.LABEL - 0.2
+    assert heights[0] > 0
+    assert heights[-1] < curves.HEIGHT
+
+
+def test_a_report_without_curves_has_no_picture():
+    assert curves.section([RECORD]) == ([], {})
+
+
+def test_pictures_lie_beside_the_report(tmp_path):
+    run = {"verdict": {"sentence": "conformant: 1 passed (all areas)"}}
+
+    render.write(tmp_path, [curve("rope", [[64, 1.0], [256, 3.9]])], run, {})
+
+    assert "](reference-models.svg)" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (tmp_path / "reference-models.svg").read_text(encoding="utf-8").startswith("<svg")

@@ -13,7 +13,7 @@ from fixtures.positions import TRAINED
 @pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 @pytest.mark.applies(kind=("rope",))
 def test_what_was_asked_before_decides_nothing(encoding, before, dtype, device, saved, decoded, some_ids, judge):
-    """POS-6: frequencies that depend on a text's length MUST be this text's, whatever was asked before or is cached."""
+    """POS-6: frequencies that depend on a text's length MUST be this text's, whatever was asked before or cached."""
     model = from_checkpoint(saved(encoding), dtype, device)
     first, second = (some_ids(batch=1, length=length) for length in lengths(before))
 
@@ -30,7 +30,7 @@ def test_what_was_asked_before_decides_nothing(encoding, before, dtype, device, 
 def test_an_answer_beyond_the_trained_length_sees_its_prompt_anew(
     encoding, before, dtype, device, saved, decoded, some_ids, judge
 ):
-    """POS-6: frequencies that depend on a text's length MUST be this text's, whatever was asked before or is cached."""
+    """POS-6: frequencies that depend on a text's length MUST be this text's, whatever was asked before or cached."""
     model = from_checkpoint(saved(encoding), dtype, device)
 
     text, candidate = answer_across(model, some_ids(batch=1, length=TRAINED - AROUND))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from suites.meta.faults import fault, swapped
 from suites.meta.faults.patches import mask
-from suites.meta.faults.positions import rotary, scaling
+from suites.meta.faults.positions import bloom_bias, rotary, scaling
 from suites.meta.faults.rotary import parameters
 
 REFERENCES = "positions/test_extrapolation.py"
@@ -27,18 +27,14 @@ def plain(original: Any, config: Any, *args: Any, **more: Any) -> tuple[Tensor, 
 
 
 @fault("POS-10", REFERENCES, "holds and alibi", source="our own", unseen="texts within the trained length")
-def distances_stop_at_the_trained_length() -> Iterator[None]:
-    """A key that is further away than 96 tokens costs no more than one at 96."""
-    from transformers.models.bloom.modeling_bloom import BloomAttention
+def a_biass_positions_have_eight_bits() -> Iterator[None]:
+    """Key 256 is where key 0 is: old keys cost less than new ones."""
 
-    original = BloomAttention.forward
+    def change(bias: Tensor, mask: Tensor) -> Tensor:
+        places = (mask.cumsum(-1) - 1).repeat_interleave(len(bias) // len(mask), 0)[:, None]
+        return bias / places.clamp(min=1) * (places % 256)
 
-    def forward(self: Any, hidden_states: Tensor, residual: Tensor, alibi: Tensor, *args: Any, **more: Any) -> Any:
-        key = torch.arange(alibi.shape[-1], device=alibi.device)
-        slopes = alibi[..., 1:2] - alibi[..., :1]
-        return original(self, hidden_states, residual, slopes * (key - key[:, None]).clamp(min=-96), *args, **more)
-
-    with swapped(BloomAttention, "forward", forward):
+    with bloom_bias(change):
         yield
 
 
