@@ -25,3 +25,15 @@ def test_bias_is_the_same_in_every_way_of_asking(case, dtype, padding, device, m
     for row, candidate in zip(rows, found, strict=True):
         golden, reference = (truth(model, row[None], precision)[0] for precision in (torch.float64, dtype))
         judge(candidate, reference, golden, what=f"{len(row)} tokens")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.applies(positions=("alibi",))
+def test_bias_needs_no_mask(case, dtype, device, model, make_ids, truth, judge):
+    """POS-7: ALiBi MUST be slope times distance in a prompt, in a cached step and behind padding, however far."""
+    ids = make_ids(1, LENGTHS[0])
+
+    candidate = model(ids, use_cache=False).logits
+
+    judge(candidate, truth(model, ids, dtype), truth(model, ids, torch.float64))

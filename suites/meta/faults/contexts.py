@@ -11,7 +11,7 @@ from torch import Tensor
 
 from suites.meta.faults import fault, swapped
 from suites.meta.faults.patches import mask
-from suites.meta.faults.positions import bloom_bias, rotary, scaling
+from suites.meta.faults.positions import rotary, scaling
 from suites.meta.faults.rotary import parameters
 
 REFERENCES = "positions/test_extrapolation.py"
@@ -30,11 +30,16 @@ def plain(original: Any, config: Any, *args: Any, **more: Any) -> tuple[Tensor, 
 def a_biass_positions_have_eight_bits() -> Iterator[None]:
     """Key 256 is where key 0 is: old keys cost less than new ones."""
 
-    def change(bias: Tensor, mask: Tensor) -> Tensor:
-        places = (mask.cumsum(-1) - 1).repeat_interleave(len(bias) // len(mask), 0)[:, None]
-        return bias / places.clamp(min=1) * (places % 256)
+    from transformers.models.bloom.modeling_bloom import BloomAttention
 
-    with bloom_bias(change):
+    original = BloomAttention.forward
+
+    def forward(self: Any, hidden_states: Tensor, residual: Tensor, alibi: Tensor, *args: Any, **more: Any) -> Any:
+        places = torch.arange(alibi.shape[-1], device=alibi.device)
+        bias = alibi / places.clamp(min=1) * (places % 256)
+        return original(self, hidden_states, residual, bias, *args, **more)
+
+    with swapped(BloomAttention, "forward", forward):
         yield
 
 
