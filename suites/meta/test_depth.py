@@ -24,7 +24,9 @@ def test_what_a_healthy_library_gets_wrong_is_waived_and_said(conformance):
     assert found.code == 0
 
 
-@pytest.mark.parametrize("waiver", known_failures(), ids=lambda w: f"{w.promise}-{w.subject}")
+@pytest.mark.parametrize(
+    "waiver", known_failures(), ids=lambda w: "-".join([w.promise, w.subject, *w.parameters.values()])
+)
 def test_a_known_failure_says_where_it_ends(waiver):
     ends = [spec.operator for wanted in waiver.versions.values() for spec in SpecifierSet(wanted)]
 
