@@ -19,6 +19,7 @@ pytest_plugins = ["pytester"]
 IGNORED = [
     "ignore:.*torch.jit.script:DeprecationWarning",  # bitsandbytes, optimum-quanto
     "ignore::FutureWarning:transformers",  # 4.57 about 5
+    "ignore:Warning. Profiler clears events:UserWarning",  # torch 2.11, of every profile after the first
 ]
 
 

@@ -286,7 +286,7 @@ def test_every_model_is_covered(name):
     assert decoder.covers(small(name).config)
 
 
-LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4}
+SPIRAL = {"rope_type": "spiral", "rope_theta": 1e4}
 PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 
 
@@ -295,7 +295,7 @@ PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0
     [
         ("llama-gqa", "hidden_act", "quick_gelu"),
         ("llama-gqa", "model_type", "nemotron"),
-        pytest.param("llama-gqa", "rope_parameters", LONGROPE, id="llama-gqa-longrope"),
+        pytest.param("llama-gqa", "rope_parameters", SPIRAL, id="llama-gqa-spiral"),
         pytest.param("llama-gqa", "rope_parameters", PARTIAL, id="llama-gqa-partial"),
         ("llama-gqa", "is_causal", False),
         ("qwen3-norm", "layer_types", ["full_attention", "chunked_attention"]),

@@ -143,6 +143,26 @@ def longrope_never_takes_its_long_factors() -> Iterator[None]:
     "POS-1",
     TABLES,
     "rope-partial",
+    source="https://github.com/huggingface/transformers/issues/48630",
+    unseen="heads that rotate as a whole",
+)
+def a_partial_rotation_turns_the_whole_head() -> Iterator[None]:
+    """partial_rotary_factor is not read."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        size = module.config.hidden_size // module.config.num_attention_heads
+        frequencies = 10000.0 ** -(torch.arange(0, size, 2, device=x.device) / size)
+        table = (positions[..., None].float() * frequencies).repeat(1, 1, 2)
+        return table.cos().to(x.dtype), table.sin().to(x.dtype)
+
+    with forward_of("phi3.modeling_phi3", "Phi3RotaryEmbedding", change):
+        yield
+
+
+@fault(
+    "POS-1",
+    TABLES,
+    "rope-partial",
     source="https://github.com/ml-explore/mlx-lm/pull/1698",
     unseen="heads that rotate as a whole",
 )
