@@ -1,10 +1,14 @@
 """Tokens that are dropped leave no trace, as speculative decoding drops those that were refused."""
 
+from functools import cache as once
+from functools import partial
+
 import pytest
 import torch
 
-from fixtures.caching import drop, operate, recording, unless_refused
+from fixtures.caching import drop, operate, recording, unless_refused, write
 from fixtures.decoding import decode
+from fixtures.models import configured
 from fixtures.subjects import Usage
 
 CROP = frozenset({"exact", "crop"})
@@ -17,6 +21,8 @@ ROUNDS = {
     "nothing": (12, [(4, 0), (4, 4)]),
 }
 USAGES = [Usage(name, needs=CROP) for name in ROUNDS]
+SHAPE = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA = once(partial(configured, "llama", SHAPE))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 
 
@@ -78,3 +84,22 @@ def test_what_is_not_offered_is_refused(case, kv_cache, dtype, usage, device, mo
     logits, judge.evidence["refused"] = unless_refused(operate_and_go_on, otherwise=reference)
 
     judge.ranked_first(logits.argmax(-1).tolist(), reference, golden, what="after it")
+
+
+@DTYPES
+@pytest.mark.parametrize("usage", [Usage("no-crop", needs=frozenset({"rounds"}), lacks="crop", config=LLAMA)], ids=str)
+def test_rounded_tokens_are_dropped_or_kept(kv_cache, dtype, usage, device, draw, judge):
+    """KV-7: an operation that a cache does not offer MUST be refused, and not done wrong without a word."""
+    cache, (prompt, drafted) = kv_cache.make(usage.config(), 2, 72), (64, 8)
+    given = torch.randn(2, 2, 2, prompt + drafted, 32, generator=draw).to(device)
+
+    def shorten():
+        drop(cache, drafted)
+        return torch.tensor(int(cache.get_seq_length()))
+
+    write(cache, *given[..., :prompt, :], 0, 0)
+    for token in range(prompt, prompt + drafted):
+        write(cache, *given[..., token : token + 1, :], 0, token)
+    left, judge.evidence["refused"] = unless_refused(shorten, otherwise=torch.tensor(prompt))
+
+    judge.exactly("tokens left", int(left), prompt)
