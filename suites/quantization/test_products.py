@@ -11,8 +11,7 @@ pytestmark = pytest.mark.applies(layers=(True,))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tokens", layers.TOKENS)
-@pytest.mark.parametrize("layer", layers.RUN, ids=str)
+@pytest.mark.parametrize(("layer", "tokens"), layers.CALLS, ids=str)
 def test_products_are_those_of_the_dequantized_weights(layer, tokens, quantizer, device, draw, judge):
     """QUANT-4: a quantized layer's output MUST be as close to float64 as plain arithmetic on its own weights is."""
     weight, bias = layers.weights(layer, quantizer, draw)
