@@ -274,8 +274,14 @@ def decoded() -> Callable[..., Tensor]:
 
 
 @pytest.fixture
-def tokenized(case: Any) -> Callable[[int], list[Tensor]]:
-    """All documents of the frozen text, each cut to so many tokens: `(1, length)` int64."""
+def tokenizer(case: Any) -> Any:
+    """The case's tokenizer."""
+    return _tokenizer(case.checkpoint())
+
+
+@pytest.fixture
+def tokenized(case: Any) -> Callable[[int | None], list[Tensor]]:
+    """All documents of the frozen text, each cut to so many tokens, or whole: `(1, length)` int64."""
     return lambda length: tokenize(case, text.documents(), length)
 
 
@@ -286,7 +292,7 @@ def reader(case: Any) -> Reader:
     return Reader(lambda said: tokenizer(said, add_special_tokens=False).input_ids, list(tokenizer("").input_ids))
 
 
-def tokenize(case: Any, documents: list[str], length: int) -> list[Tensor]:
+def tokenize(case: Any, documents: list[str], length: int | None) -> list[Tensor]:
     """Each document's first `length` tokens, `(1, length)` int64."""
     tokenizer = _tokenizer(case.checkpoint())
     return [tokenizer(d, return_tensors="pt", add_special_tokens=False).input_ids[:, :length] for d in documents]

@@ -19,11 +19,12 @@ def test_weights_take_the_predicted_bytes(case, dtype, device, model, judge):
 
 
 @torch.no_grad()
+@pytest.mark.applies(packed=(True,))
 def test_quantized_weights_take_the_predicted_bytes(case, quantizer, device, judge):
     """MEM-1: loaded weights MUST take exactly the bytes that config, dtype and quantization scheme predict."""
     # Loaded anew: some layers repack what they hold at their first forward.
     model = quantizer.load(case.checkpoint(), device)
     measured = storage_bytes(tensors([vars(module) for module in model.modules()]))
-    predicted = weight_bytes(model.config, torch.float32, quantizer.scheme, quantizer.keeps)
+    predicted = weight_bytes(model.config, quantizer.dtype, quantizer.scheme, quantizer.keeps)
 
     judge.exactly("bytes of weights, scales and buffers", measured, predicted, unit="bytes")

@@ -1,0 +1,43 @@
+"""A quantized model is the same after it was saved and loaded, and a layer after it was moved."""
+
+import pytest
+import torch
+
+from fixtures import layers
+from fixtures.probes import first_difference
+
+# The architectures of tier full are tried under attention so far.
+pytestmark = pytest.mark.applies(tier=("standard",))
+
+
+@torch.no_grad()
+@pytest.mark.applies(saves=(True,), real=(False,))
+@pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
+def test_a_model_comes_back_from_its_files_as_it_was(case, quantizer, used, device, make_ids, tmp_path, judge):
+    """QUANT-8: saved and loaded, or moved and moved back, what is quantized MUST answer with the bits of before."""
+    ids = make_ids(batch=2, length=24)
+    model = quantizer.load(case.checkpoint(), device)
+    asked = [model(ids, use_cache=False).logits for _ in range(used)]
+
+    model.save_pretrained(tmp_path)
+    before = [*asked, model(ids, use_cache=False).logits][0]
+    after = layers.loaded(tmp_path, quantizer, device)(ids, use_cache=False).logits
+
+    wrong, place = first_difference(after, before)
+    judge.exactly("logits that differ", wrong, 0, place=place)
+
+
+@torch.no_grad()
+@pytest.mark.applies(moves=(True,), layers=(True,))
+@pytest.mark.parametrize("layer", [layers.PLAIN, layers.MOVED], ids=str)
+def test_a_layer_is_the_same_wherever_it_was(layer, quantizer, device, draw, judge):
+    """QUANT-8: saved and loaded, or moved and moved back, what is quantized MUST answer with the bits of before."""
+    weight, bias = layers.weights(layer, quantizer, draw)
+    x = layers.activations(layer, 33, draw).to(device, quantizer.dtype)
+    stayed, moved = (quantizer.layer(weight, bias, device) for _ in range(2))
+
+    moved = moved.to("cpu").to(device)
+
+    judge.exactly("weights that differ", first_difference(quantizer.dense(moved), quantizer.dense(stayed))[0], 0)
+    judge.exactly("outputs that differ", first_difference(moved(x), stayed(x))[0], 0)
+    judge.exactly("device", str(moved(x).device), str(x.device))
