@@ -28,6 +28,12 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
         _table(summary.by_promise(records), ("promise", "sentence", "checks", "outcome", "most of allowed", "seconds")),
         *curves.section(records)[0],
     ]
+    if rows := summary.agreement(records):
+        lines += [
+            "## Agreement of quantized models with the released one",
+            _table(rows, ("quantizer", "device", "model", *summary.METRICS, "tokens", "outcome")),
+            "Estimates with their 95 % intervals, clustered by document.",
+        ]
     if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
         lines.append("## What did not pass")
         lines += [_failure(r) for r in bad]

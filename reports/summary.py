@@ -60,6 +60,41 @@ def by_promise(records: Sequence[Record]) -> list[tuple[str, str, int, str, str,
     return rows
 
 
+# A column of the table of agreement for each: its header, and the name that evidence has for it.
+METRICS = {
+    "mean KL": "mean KL divergence",
+    "99 % KL": "99th percentile of KL divergence",
+    "top-1": "top-1 agreement",
+    "perplexity ratio": "perplexity ratio",
+    "TV distance": "total variation distance",
+}
+
+
+def agreement(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """quantizer, device, model, each metric with its interval, tokens and outcome, of checks that measured agreement.
+
+    A check that looked at some positions only is no row.
+    """
+    rows = []
+    for record in records:
+        measured, about = record.evidence.get("agreement"), record.parameters
+        if measured is None or "stretch" in about:
+            continue
+        cells = [_interval(measured.get(name)) for name in METRICS.values()]
+        tokens = str(record.evidence.get("tokens", ""))
+        names = (about.get("quantizer", record.subject), record.device, about.get("case", ""))
+        rows.append((*names, *cells, tokens, record.outcome))
+    return rows
+
+
+def _interval(found: Sequence[Any] | None) -> str:
+    """An estimate with its interval, to four digits."""
+    if found is None:
+        return ""
+    estimate, low, high = (f"{float(x):.4g}" for x in found)
+    return f"{estimate} ({low} … {high})"
+
+
 def stack(environment: Mapping[str, Any]) -> str:
     """The stack in one line."""
     gpus = ", ".join(f"{g['name']} (sm {g['capability']})" for g in environment.get("gpus", ())) or "no GPU"

@@ -126,8 +126,18 @@ def load_int8(folder, device):
     return model
 
 
+def quantized_layer(weight, bias, device):
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight, linear.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
+    return Int8Linear(linear).to(device).eval()
+
+
 def pytest_spiritlevel_quantizer(register):
-    register("acme", scheme="int8-row", load=load_int8, is_quantized=lambda module: isinstance(module, Int8Linear))
+    known = {"load": load_int8, "is_quantized": lambda module: isinstance(module, Int8Linear)}
+    register("acme", scheme="int8-row", **known)
+    # The same again, with all that can be asked of a quantizer.
+    dense = {"layer": quantized_layer, "dense": lambda layer: layer.codes * layer.scale}
+    register("acme-layers", scheme="int8-row", **known, **dense)
 
 
 def load_model(dtype, device):
