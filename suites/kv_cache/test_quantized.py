@@ -7,7 +7,7 @@ import torch
 
 from fixtures.caching import write
 from fixtures.decoding import decode
-from fixtures.distances import relative
+from fixtures.distances import relative, relative_rows
 from fixtures.meters import storage_bytes, tensors
 from fixtures.models import configured
 from fixtures.oracles.kv_rounding import rounded_bytes, rounded_tokens, textbook
@@ -54,7 +54,9 @@ def test_rounding_costs_what_the_textbook_says(kv_cache, dtype, usage, device, d
         wanted = given[layer][..., :done, :]
         best = textbook(wanted[0], wanted[1], kv_cache.rounding)
         for kind, handed, true, rounded in zip(("keys", "values"), seen[layer][:2], given[layer], best, strict=True):
-            off = relative(handed[..., :done, :], true[..., :done, :]) / relative(rounded, true[..., :done, :])
+            off = relative_rows(handed[..., :done, :], true[..., :done, :]) / relative_rows(
+                rounded, true[..., :done, :]
+            )
             place = f"layer {layer}, {kind}, {done} of {usage.length} tokens"
             judge.within("rounding ÷ textbook's", off, place=place)
             judge.exactly("newest tokens", relative(handed[..., done:, :], true[..., done:, :]), 0.0, place=place)
