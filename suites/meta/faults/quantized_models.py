@@ -130,7 +130,9 @@ def scales_come_back_from_another_layer() -> Iterator[None]:
 
     def save(self: Any, destination: Any, prefix: str, keep_vars: bool) -> None:
         original(self, destination, prefix, keep_vars)
-        own = destination[prefix + "SCB"]
+        own = destination.get(prefix + "SCB")
+        if own is None:
+            return  # nothing is quantized yet
         destination[prefix + "SCB"] = next((s for s in reversed(before) if s.shape == own.shape), own.flip(0)).clone()
         before.append(own)
 
