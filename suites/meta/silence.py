@@ -1,0 +1,51 @@
+"""Is the suite quiet on a healthy stack? `python -m suites.meta.silence --seeds 20 --first 1000`.
+
+Runs the suite as it judges, once a seed, all in one process, and prints every alarm. The first run is whole; the others
+leave out the served model, which no seed changes. What follows `--` goes to pytest. Seeds that no slack was derived
+from are the ones to ask. Exits with 1 where anything failed or stayed inconclusive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from tabulate import tabulate
+
+from reports.record import read
+from reports.summary import reason, short
+from suites.meta.calibrate import ROOT
+
+ALARMS = ("failed", "inconclusive", "unverified")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=1000, help="the first seed")
+    parser.add_argument("ask", nargs="*", help="what goes to pytest")
+    chosen = parser.parse_args(arguments)
+
+    judged, alarms, start = 0, [], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(chosen.first, chosen.first + chosen.seeds):
+            report = Path(folder) / str(seed)
+            small = [] if seed == chosen.first or "-k" in chosen.ask else ["-k", "not served"]
+            command = ["-q", "--no-header", "--tb=line", "--seed", str(seed), "--report", str(report), *small]
+            pytest.main(["--rootdir", str(ROOT), *command, *chosen.ask])
+            records = read(report / "records.jsonl")
+            judged += len(records)
+            alarms += [(seed, r.outcome, short(r.check), reason(r)) for r in records if r.outcome in ALARMS]
+    print(tabulate(alarms, ("seed", "outcome", "check", "why")) if alarms else "no alarm")
+    print(
+        f"{judged:,} checks judged over {chosen.seeds} seeds in {time.monotonic() - start:,.0f} s: {len(alarms)} alarms"
+    )
+    return int(bool(alarms))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
