@@ -32,16 +32,16 @@ def crop_keeps_one_token_too_many() -> Iterator[None]:
         yield
 
 
+def _drop_the_oldest_values(crop: Any, layer: Any, count: int) -> None:
+    values = layer.values
+    crop(layer, count)
+    layer.values = values[..., values.shape[-2] - layer.keys.shape[-2] :, :]
+
+
 @fault("KV-6", *ROLLBACK, source="our own: a slice from the wrong end", unseen="the cache's length; keys")
 def crop_drops_the_oldest_values() -> Iterator[None]:
     """Values lose their oldest tokens, keys their newest."""
-
-    def change(crop: Any, layer: Any, count: int) -> None:
-        values = layer.values
-        crop(layer, count)
-        layer.values = values[..., values.shape[-2] - layer.keys.shape[-2] :, :]
-
-    with patches.layers(change, *GROWING, method="crop"):
+    with patches.layers(_drop_the_oldest_values, *GROWING, method="crop"):
         yield
 
 
@@ -136,13 +136,7 @@ def recomputation_forgets_the_beginning() -> Iterator[None]:
 @fault("KV-15", *DRAFTS, source="our own: a slice from the wrong end", unseen="all drafts accepted")
 def refused_drafts_leave_a_token() -> Iterator[None]:
     """Where drafts are refused, values lose their oldest tokens and keys their newest."""
-
-    def change(crop: Any, layer: Any, count: int) -> None:
-        values = layer.values
-        crop(layer, count)
-        layer.values = values[..., values.shape[-2] - layer.keys.shape[-2] :, :]
-
-    with patches.layers(change, *GROWING, method="crop"):
+    with patches.layers(_drop_the_oldest_values, *GROWING, method="crop"):
         yield
 
 
