@@ -12,6 +12,7 @@ from typing import Any
 
 SCHEMA = 1
 OUTCOMES = ("passed", "failed", "waived", "inconclusive", "unverified")
+SEVERITY = ("passed", "waived", "unverified", "inconclusive", "failed")
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class Record:
 
 def worse(first: Record | None, second: Record) -> Record:
     """The worse of two: a later phase, or a second attempt, cannot make a check look better than it was."""
-    order = ("passed", "waived", "unverified", "inconclusive", "failed")
-    return max(first or second, second, key=lambda record: (order.index(record.outcome), record.crash))
+    return max(first or second, second, key=lambda record: (SEVERITY.index(record.outcome), record.crash))
 
 
 def _plain(value: Any) -> Any:
