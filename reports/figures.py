@@ -17,6 +17,7 @@ Numbered = Sequence[tuple[int, Record]]  # a record and its line in records.json
 
 # Which promises are shown as a map, and what its rows and its columns are.
 MAPS = {"ATTN-1": ("attention", "problem"), "ATTN-2": ("attention", "case"), "KV-1": ("kv_cache", "case")}
+WORDS = {"attention": "backend", "kv_cache": "cache", "problem": "shape", "case": "model"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _map(records: Numbered, promise: str, row: str, column: str) -> Map | None:
     if len(groups) < 2:
         return None
     rows = [(name, [_cell(groups.get((name, c), [])) for c in columns]) for name in names]
-    return Map(promise, found[0][1].statement, f"{row} × dtype × {column}".replace("kv_", ""), columns, rows)
+    return Map(promise, found[0][1].statement, f"{WORDS[row]} × dtype × {WORDS[column]}", columns, rows)
 
 
 def _cell(found: Sequence[tuple[int, Record]]) -> Cell:

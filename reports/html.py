@@ -50,10 +50,11 @@ def page(
     claims: Iterable[Any] = (),
 ) -> str:
     """A run as a page. claims: rows of claim, claimed, measured, unit, word, evidence (node ids) and detectable."""
-    numbered = list(enumerate(records, 1))
+    numbered, sentence = list(enumerate(records, 1)), run["verdict"]["sentence"]
     return render(
         "report.html",
-        verdict=run["verdict"],
+        name=sentence.split(":")[0],
+        sentence=sentence,
         run=run,
         facts=[(name, told) for name, told in summary.facts(run, environment) if told],
         missing=summary.missing(records, run),
@@ -104,13 +105,14 @@ def shown(value: Any) -> str:
 
 
 def _areas(records: figures.Numbered) -> dict[str, list[Promise]]:
-    areas: dict[str, dict[str, list[tuple[int, Record]]]] = defaultdict(lambda: defaultdict(list))
+    """area -> its promises in the order of their ids; one that is held in several areas stands in the first."""
+    groups: dict[str, list[tuple[int, Record]]] = defaultdict(list)
     for line, record in records:
-        areas[record.area][record.promise].append((line, record))
-    return {
-        area: [_promise(name, promises[name]) for name in sorted(promises, key=figures.order)]
-        for area, promises in sorted(areas.items())
-    }
+        groups[record.promise].append((line, record))
+    areas: dict[str, list[Promise]] = {area: [] for area in sorted({group[0][1].area for group in groups.values()})}
+    for name in sorted(groups, key=figures.order):
+        areas[groups[name][0][1].area].append(_promise(name, groups[name]))
+    return areas
 
 
 def _promise(name: str, checks: Sequence[tuple[int, Record]]) -> Promise:

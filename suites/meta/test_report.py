@@ -78,7 +78,8 @@ def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
     run.open()
     for record in (RECORD, failed):
         run.add(record)
-    run.close(judge(run.records, owed=["A-1"], scope="all"))
+    terms = {"owed": ["A-1"], "scope": "all"}
+    run.close(judge(run.records, **terms), terms)
     written = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     program = (
         "import sys; from reports import render; render.main(sys.argv[1:]);"
@@ -184,6 +185,16 @@ def test_names_of_lines_do_not_cover_each_other():
     assert min(b - a for a, b in itertools.pairwise(heights)) >= curves.LABEL - 0.2
     assert heights[0] > 0
     assert heights[-1] < curves.HEIGHT
+
+
+def test_time_by_length_needs_no_trained_length():
+    told = {"figure": "a step", "line": "sdpa", "unit": "ms", "points": [[64, 0.31], [256, 0.34]]}
+
+    blocks, pictures = curves.section([dataclasses.replace(RECORD, evidence={"curve": told})])
+
+    assert "a step: ms by length of context" in pictures["a-step.svg"]
+    assert "trained" not in pictures["a-step.svg"]
+    assert "| ms" in blocks[2]
 
 
 def test_a_report_without_curves_has_no_picture():
