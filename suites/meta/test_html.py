@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -238,3 +239,22 @@ def test_the_short_form_says_what_a_job_must_know():
     assert "| failed " in told
     assert "more, in report.html" in told
     assert "<script" not in told
+
+
+def luminance(colour):
+    """Relative luminance of #rgb or #rrggbb (WCAG 2.2)."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * d for d in colour[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_stands_out_from_its_paper(scheme):
+    css = (html.TEMPLATES / "style.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]+);", css.split(":root")[scheme + 1].split("}")[0]))
+
+    for paper in ("paper", "card"):
+        for ink in ("ink", "faint", "mark", "passed", "failed", "waived", "inconclusive", "unverified"):
+            low, high = sorted(luminance(colours[name]) for name in (paper, ink))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, paper)

@@ -136,6 +136,22 @@ def test_a_rerun_line_asks_for_the_same_model_and_deployment(conformance, tmp_pa
     assert [(r.check, r.outcome, r.rerun) for r in again.records] == [(record.check, "passed", record.rerun)]
 
 
+def test_a_job_on_github_gets_the_short_form(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    terms = {"owed": ["A-1", "A-2"], "scope": "all areas"}
+
+    for folder, records in (("run", [RECORD]), ("empty", [])):
+        run = Run(tmp_path / folder, {}, {})
+        run.open()
+        for record in records:
+            run.add(record)
+        run.close(judge(run.records, **terms), terms)
+
+    told = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "**partial: 1 passed; no check of A-2 (all areas)**\n\nNot verified:\n\n- no check of A-2\n" in told
+    assert "**unverified: no check ran (all areas)**" in told
+
+
 def test_the_tightest_passes_come_first():
     loose = dataclasses.replace(RECORD, judgements=({"quantity": "gain", "headroom": 0.1},))
 
