@@ -121,11 +121,10 @@ def svg(title: str, lines: Lines) -> str:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
         if len(along) <= COLUMNS:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in along]
-        x, y = last_points[number]
-        parts.append(
-            f'<path d="M{x + 2:.1f} {y:.1f} L{x + 12:.1f} {names[number]:.1f}" stroke="{colour}" fill="none"/>'
-        )
-        parts.append(_text(x + 15, names[number] + 4, name))
+        (x, y), beside = last_points[number], LEFT + across + 12
+        to = f"M{x + 2:.1f} {y:.1f} L{beside - 10} {y:.1f} L{beside} {names[number]:.1f}"
+        parts.append(f'<path d="{to}" stroke="{colour}" stroke-opacity="0.6" fill="none"/>')
+        parts.append(_text(beside + 3, names[number] + 4, name))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -60,7 +60,7 @@ def page(
         missing=summary.missing(records, run),
         unverified=[(n, r) for n, r in numbered if r.outcome == "unverified"],
         bad=[(n, r) for n, r in numbered if r.outcome in ("failed", "inconclusive")],
-        waived=[(n, r) for n, r in numbered if r.outcome == "waived"],
+        waivers=_waivers(numbered),
         claims=list(claims),
         lines={r.check: n for n, r in numbered},
         areas=_areas(numbered),
@@ -72,6 +72,15 @@ def page(
         memory=figures.memory(numbered),
         reproduce=summary.reproduce(run, environment),
     )
+
+
+def _waivers(records: figures.Numbered) -> list[tuple[Mapping[str, str], figures.Numbered]]:
+    """Each waiver with the checks that it excused, the one that excused the most first."""
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[int, Record]]] = defaultdict(list)
+    for line, record in records:
+        if record.outcome == "waived":
+            groups[tuple(sorted((record.waiver or {}).items()))].append((line, record))
+    return [(dict(waiver), groups[waiver]) for waiver in sorted(groups, key=lambda w: -len(groups[w]))]
 
 
 def _drawn(records: figures.Numbered) -> dict[str, list[int]]:

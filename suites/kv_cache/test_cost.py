@@ -65,8 +65,8 @@ def test_length_never_seen_costs_nothing(case, attention, dtype, usage, device, 
 
     judge.evidence["lengths that were slow"] = slow
     judge.evidence["curve"] = {
-        "figure": f"a cached step of {case.name}",
-        "line": f"{attention.name} {str(dtype).removeprefix('torch.')}",
+        "figure": f"a cached step of {case.name}, {str(dtype).removeprefix('torch.')}",
+        "line": attention.name,
         "unit": "ms",
         "points": sorted([length, round(1000 * second, 3)] for length, (_, second) in zip(lengths, both, strict=True)),
     }
