@@ -6,6 +6,7 @@ folder what it says of this one. What does not verify is not packed.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import zipfile
@@ -24,8 +25,12 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    folder = Path(arguments[0]).resolve()
-    archive = Path(arguments[1]) if arguments[1:] else folder.with_name(f"{folder.name}.zip")
+    parser = argparse.ArgumentParser(prog="python -m reports.pack", description="Pack a run that verifies.")
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("archive", type=Path, nargs="?", help="where to (beside the run: RUN.zip)")
+    given = parser.parse_args(arguments)
+    folder = given.run.resolve()
+    archive = given.archive or folder.with_name(f"{folder.name}.zip")
     if found := problems(folder):
         print("\n".join([*found, f"{folder.name} does not verify: it is not packed"]))
         return 1

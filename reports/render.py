@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -63,8 +64,8 @@ def _table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text that cannot break out of a table's cell."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    """Text that cannot break out of a table's cell, and is neither a tag, a link nor a picture."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 # Rows of the short form: a job's summary is read on one screen, and its size has a limit.
@@ -94,13 +95,15 @@ def write(folder: Path, records: Sequence[Record], run: Mapping[str, Any], envir
         **pictures,
     }
     for name, text in written.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8", errors="replace")  # a path need not be text
     return list(written)
 
 
 def main(arguments: list[str]) -> int:
     """Render a run again. Where run.json holds checksums, those of the report become the new report's, no others."""
-    folder = Path(arguments[0])
+    parser = argparse.ArgumentParser(prog="python -m reports.render", description="Write a run's report again.")
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    folder = parser.parse_args(arguments).run
     run, environment = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("run", "environment"))
     written = write(folder, read(folder / "records.jsonl"), run, environment)
     if "sha256" in run:

@@ -6,6 +6,7 @@ the verdict from the checks; and the files of the folder must be those that the 
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import json
 import sys
@@ -166,7 +167,9 @@ def _verdict(records: Sequence[Record], run: Mapping[str, Any]) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    folder = Path(arguments[0])
+    parser = argparse.ArgumentParser(prog="python -m reports.verify", description="Judge a run again from its records.")
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    folder = parser.parse_args(arguments).run
     if found := problems(folder):
         print("\n".join([*found, f"{folder} is not what it says it is: {len(found):,} findings"]))
         return 1

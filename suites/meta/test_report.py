@@ -136,6 +136,20 @@ def test_a_rerun_line_asks_for_the_same_model_and_deployment(conformance, tmp_pa
     assert [(r.check, r.outcome, r.rerun) for r in again.records] == [(record.check, "passed", record.rerun)]
 
 
+def test_nothing_that_a_run_says_is_markdown():
+    run = {"verdict": {"sentence": "conformant: 1 passed"}, "deployment": "![seen](https://example.org/) <b>"}
+
+    assert "| ![seen]\\(https://example.org/) &lt;b> " in render.markdown([RECORD], run, {})
+
+
+def test_a_message_that_is_no_text_is_shown_all_the_same(tmp_path):
+    odd = dataclasses.replace(RECORD, outcome="failed", message="/models/\udcff")
+
+    names = render.write(tmp_path, [odd], {"verdict": {"sentence": "non-conformant: 1 failed"}}, {})
+
+    assert {"report.html", "report.md", "report.xml"} == set(names)
+
+
 def test_a_job_on_github_gets_the_short_form(tmp_path, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     terms = {"owed": ["A-1", "A-2"], "scope": "all areas"}
