@@ -76,7 +76,7 @@ def headroom(records: Numbered) -> list[Row]:
         most, line, record = max(groups[promise], key=lambda g: g[0])
         limits = _share(1), _share(shares[len(shares) // 2])
         track = Track(_share(shares[0]), _share(most), _share(most), limits, over=most > AXIS)
-        rows.append(Row(promise, track, f"{most:.2f}", line, record.outcome))
+        rows.append(Row(promise, track, ratio(most), line, record.outcome))
     return rows
 
 
@@ -85,6 +85,11 @@ AXIS = 1.25
 
 def _share(value: float) -> float:
     return 100 * min(max(value, 0.0), AXIS) / AXIS
+
+
+def ratio(headroom: float | None) -> str:
+    """Measured ÷ allowed in words."""
+    return "exact" if headroom is None else "∞" if math.isinf(headroom) else f"{headroom:.2f}"
 
 
 def order(promise: str) -> tuple[str, int]:
@@ -118,8 +123,7 @@ def _cell(found: Sequence[tuple[int, Record]]) -> Cell:
         return Cell()
     line, worst = max(found, key=lambda f: (SEVERITY.index(f[1].outcome), f[1].headroom or 0.0))
     most = worst.headroom
-    told = "exact" if most is None else f"{most:.2f}"
-    return Cell(told, min(1.0, most or 0.0), line, worst.outcome, len(found))
+    return Cell(ratio(most), min(1.0, most or 0.0), line, worst.outcome, len(found))
 
 
 # Metrics of agreement that are shown as intervals: name -> whether their axis is logarithmic.

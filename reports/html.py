@@ -101,7 +101,13 @@ def render(template: str, **what: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    jinja.filters |= {"short": summary.short, "reason": summary.reason, "shown": shown, "count": "{:,}".format}
+    jinja.filters |= {
+        "short": summary.short,
+        "reason": summary.reason,
+        "shown": shown,
+        "count": "{:,}".format,
+        "ratio": figures.ratio,
+    }
     jinja.globals["symbols"] = SYMBOLS
     return jinja.get_template(template).render(**what)
 
@@ -132,6 +138,6 @@ def _promise(name: str, checks: Sequence[tuple[int, Record]]) -> Promise:
         checks[0][1].statement,
         checks,
         [(word, count[word]) for word in OUTCOMES if count[word]],
-        f"{max(found):.2f}" if found else "exact",
+        figures.ratio(max(found, default=None)),
         sum(r.seconds for _, r in checks),
     )

@@ -105,6 +105,7 @@ def begin(
         "command": homeless(shlex.join(["pytest", *arguments])),
     }
     kept = {name: path.expanduser().read_text(encoding="utf-8") for name, path in files.items() if path}
+    facts["kept"] = sorted(kept)
     return Run(folder or default_folder(RUNS, platform.node(), now), environment, facts, kept)
 
 

@@ -109,6 +109,7 @@ def reproduce(run: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
         f"# model: {run.get('model', 'none')}; seed {run.get('seed', 0)}",
         f"git checkout {run['suite'].removesuffix('-dirty')}" if run.get("suite") else "",
         "# … with files that were changed after it" if run.get("suite", "").endswith("-dirty") else "",
+        f"# {', '.join(kept)}, as it was read, lies beside this report" if (kept := run.get("kept")) else "",
         str(run.get("command", "")),
     ]
     return "\n".join(line for line in lines if line)
