@@ -82,6 +82,9 @@ def svg(title: str, lines: Lines) -> str:
     """What was measured over length, on a logarithmic axis, each line named where it ends, in the ink of its page."""
     points = [(float(x), float(y)) for curve in lines.values() for x, y in curve["points"]]
     bottom, top = (f(y for _, y in points) for f in (min, max))
+    curve = next(iter(lines.values()))
+    if "trained" not in curve:  # a time is a share of itself: half as high is half as long
+        bottom = 0.0
     step = _step(top - bottom)
     low, high = step * math.floor(bottom / step), step * (math.floor(top / step) + 1)
     first, last = (math.log2(f(x for x, _ in points)) for f in (min, max))
@@ -91,7 +94,6 @@ def svg(title: str, lines: Lines) -> str:
         share = (math.log2(x) - first) / (last - first) if last > first else 0.5
         return LEFT + across * share, TOP + down * (high - y) / (high - low)
 
-    curve = next(iter(lines.values()))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         'font-family="sans-serif" font-size="12" class="chart">',
