@@ -65,18 +65,23 @@ class Map:
 
 
 def headroom(records: Numbered) -> list[Row]:
-    """For each promise the median and the largest measured ÷ allowed of its checks, on an axis from 0 to 1.25."""
+    """For each promise the median and the largest measured ÷ allowed of its checks, on an axis from 0 to 1.25.
+
+    Its outcome is the worst of all of its checks, those without a ratio too.
+    """
+    worst: dict[str, str] = {}
     groups: dict[str, list[tuple[float, int, Record]]] = defaultdict(list)
     for line, record in records:
+        worst[record.promise] = max(worst.get(record.promise, "passed"), record.outcome, key=SEVERITY.index)
         if (share := record.headroom) is not None:
             groups[record.promise].append((share, line, record))
     rows = []
     for promise in sorted(groups, key=order):
         shares = sorted(share for share, _, _ in groups[promise])
-        most, line, record = max(groups[promise], key=lambda g: g[0])
+        most, line, _ = max(groups[promise], key=lambda g: g[0])
         limits = _share(1), _share(shares[len(shares) // 2])
         track = Track(_share(shares[0]), _share(most), _share(most), limits, over=most > AXIS)
-        rows.append(Row(promise, track, ratio(most), line, record.outcome))
+        rows.append(Row(promise, track, ratio(most), line, worst[promise]))
     return rows
 
 
@@ -87,9 +92,10 @@ def _share(value: float) -> float:
     return 100 * min(max(value, 0.0), AXIS) / AXIS
 
 
-def ratio(headroom: float | None) -> str:
+def ratio(headroom: float | str | None) -> str:
     """Measured ÷ allowed in words."""
-    return "exact" if headroom is None else "∞" if math.isinf(headroom) else f"{headroom:.2f}"
+    share = None if headroom is None else float(headroom)  # a record has no infinity but as a word
+    return "exact" if share is None else "∞" if math.isinf(share) else f"{share:,.2f}"
 
 
 def order(promise: str) -> tuple[str, int]:
@@ -123,7 +129,9 @@ def _cell(found: Sequence[tuple[int, Record]]) -> Cell:
         return Cell()
     line, worst = max(found, key=lambda f: (SEVERITY.index(f[1].outcome), f[1].headroom or 0.0))
     most = worst.headroom
-    return Cell(ratio(most), min(1.0, most or 0.0), line, worst.outcome, len(found))
+    # What failed exactly, or was not finite, is beyond any ratio.
+    told = worst.outcome if worst.outcome != "passed" and (most or 0.0) <= 1 else ratio(most)
+    return Cell(told, min(1.0, most or 0.0), line, worst.outcome, len(found))
 
 
 # Metrics of agreement that are shown as intervals: name -> whether their axis is logarithmic.
@@ -141,7 +149,7 @@ def _intervals(records: Numbered, metric: str, *, log: bool) -> list[Row]:
     for line, record in records:
         interval = record.evidence["agreement"].get(metric)
         if interval and all(math.isfinite(float(x)) for x in interval):
-            held = next((j for j in record.judgements if j["quantity"] == metric), {})
+            held = next((j for j in record.judgements if j.get("quantity") == metric), {})
             margins = [float(held[k]) for k in ("low", "high") if held.get(k) is not None]
             told.append((line, record, [float(x) for x in interval], margins, str(held.get("allowed", ""))))
     if not told:

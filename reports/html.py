@@ -107,9 +107,16 @@ def render(template: str, **what: Any) -> str:
         "shown": shown,
         "count": "{:,}".format,
         "ratio": figures.ratio,
+        "deciding": deciding,
     }
     jinja.globals["symbols"] = SYMBOLS
     return jinja.get_template(template).render(**what)
+
+
+def deciding(record: Record) -> Mapping[str, Any]:
+    """The judgement that decided how a check ended: the first that did not pass, or else the tightest."""
+    bad = (j for j in record.judgements if j.get("outcome", "passed") != "passed")
+    return next(bad, None) or record.tightest or next(iter(record.judgements), {})
 
 
 def shown(value: Any) -> str:

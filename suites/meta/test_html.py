@@ -156,7 +156,17 @@ def test_a_map_shows_the_worst_of_a_cell():
     (found,) = figures.maps(list(enumerate([*more, other], 1)))
 
     assert found.columns == ["gqa", "mha"]
-    assert [(c.told, c.outcome, c.line) for c in found.rows[0][1]] == [("0.50", "passed", 3), ("0.40", "failed", 2)]
+    assert [(c.told, c.outcome, c.line) for c in found.rows[0][1]] == [("0.50", "passed", 3), ("failed", "failed", 2)]
+
+
+def test_a_check_is_shown_by_what_decided_it():
+    tight = {"quantity": "gain", "measured": 0.9, "allowed": 1.0, "headroom": 0.9, "outcome": "passed"}
+    wrong = {"quantity": "bytes", "measured": 1, "allowed": 2, "headroom": None, "outcome": "failed"}
+
+    assert html.deciding(record(1, judgements=(tight,)))["quantity"] == "gain"
+    assert html.deciding(record(1, "failed", judgements=(tight, wrong)))["quantity"] == "bytes"
+    assert html.deciding(record(1, "unverified", judgements=())) == {}
+    assert figures.headroom([(1, record(1, "failed", judgements=(tight, wrong)))])[0].outcome == "failed"
 
 
 def test_an_interval_lies_between_its_ends_and_before_its_margin():
