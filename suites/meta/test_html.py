@@ -35,7 +35,13 @@ ENVIRONMENT = {
 
 
 def record(number, outcome="passed", promise="A-1", headroom=0.5, **more):
-    judged = {"quantity": f"worst {BAD}", "measured": 1.0, "allowed": 2.0, "headroom": headroom, "outcome": outcome}
+    judged = {
+        "quantity": f"worst {BAD}{'x' * 300 * (number == 1)}",
+        "measured": 1.0,
+        "allowed": 2.0,
+        "headroom": headroom,
+        "outcome": outcome,
+    }
     about = {"promise": promise, "statement": "it MUST hold", "area": "attention", "outcome": outcome, "message": BAD}
     check = f"suites/a/test_a.py::test_a[{number}-{BAD}-cpu]"
     return Record(
