@@ -42,12 +42,16 @@ def section(records: Sequence[Record]) -> tuple[list[str], dict[str, str]]:
 
 
 def figures(records: Sequence[Record]) -> dict[str, Lines]:
-    """figure -> line -> curve; where one was measured on two devices, its name says on which."""
+    """figure -> line -> curve; where one was measured on two devices, its name says on which.
+
+    Points that are not finite cannot be drawn; the check that measured them has failed.
+    """
     found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = defaultdict(dict)
     for record in records:
-        curve = record.evidence.get("curve")
-        key = (str(curve["line"]), record.device) if curve else ("", "")
-        if curve and len(curve["points"]) >= len(found[curve["figure"]].get(key, {"points": ()})["points"]):
+        curve = dict(record.evidence.get("curve") or {})
+        curve["points"] = [(x, y) for x, y in curve.get("points", ()) if math.isfinite(float(y))]
+        key = (str(curve.get("line")), record.device)
+        if curve["points"] and len(curve["points"]) >= len(found[curve["figure"]].get(key, {"points": ()})["points"]):
             found[curve["figure"]][key] = curve
     several = {device for lines in found.values() for _, device in lines}
     return {

@@ -95,7 +95,7 @@ def _share(value: float) -> float:
 def ratio(headroom: float | str | None) -> str:
     """Measured ÷ allowed in words."""
     share = None if headroom is None else float(headroom)  # a record has no infinity but as a word
-    return "exact" if share is None else "∞" if math.isinf(share) else f"{share:,.2f}"
+    return "exact" if share is None else f"{share:,.2f}" if math.isfinite(share) else "∞"
 
 
 def order(promise: str) -> tuple[str, int]:
@@ -203,7 +203,7 @@ def memory(records: Numbered) -> Memory | None:
     for line, record in records:
         for judged in record.judgements:
             pair = judged.get("allowed"), judged.get("measured")
-            if judged.get("unit") == "bytes" and all(isinstance(x, (int, float)) and x > 0 for x in pair):
+            if judged.get("unit") == "bytes" and all(isinstance(x, (int, float)) and 0 < x < math.inf for x in pair):
                 found.append((line, record, float(pair[0] or 0), float(pair[1] or 0), str(judged["quantity"])))
     if not found:
         return None

@@ -46,17 +46,23 @@ class Record:
     @property
     def headroom(self) -> float | None:
         """The largest measured ÷ allowed of its judgements; None where all were exact."""
-        found = [float(j["headroom"]) for j in self.judgements if j.get("headroom") is not None]
-        return max(found) if found else None
+        tightest = self.tightest
+        return None if tightest is None else _share(tightest)
 
     @property
     def tightest(self) -> Mapping[str, Any] | None:
         """The judgement with the largest measured ÷ allowed."""
         judged = [j for j in self.judgements if j.get("headroom") is not None]
-        return max(judged, key=lambda j: float(j["headroom"])) if judged else None
+        return max(judged, key=_share) if judged else None
 
     def line(self) -> str:
         return json.dumps(_plain(asdict(self)), sort_keys=True, allow_nan=False)
+
+
+def _share(judged: Mapping[str, Any]) -> float:
+    """A judgement's measured ÷ allowed; what is not a number lies beyond any allowance."""
+    found = float(judged["headroom"])
+    return math.inf if math.isnan(found) else found
 
 
 def worse(first: Record | None, second: Record) -> Record:

@@ -68,6 +68,7 @@ RECORDS = [
         record(f"{a}-{p}", promise="ATTN-1", parameters={"attention": a, "problem": p, "dtype": "float32"})
         for a, p in PAIRS
     ],
+    record(9, "failed", "A-3", "nan"),
 ]
 
 

@@ -227,6 +227,16 @@ def test_time_by_length_needs_no_trained_length():
     assert "| ms" in blocks[2]
 
 
+def test_what_is_not_finite_is_not_drawn():
+    broken = curve("rope", [[64, 1.0], [128, float("nan")], [256, "inf"]]), curve("alibi", [[64, "nan"]])
+
+    (found,) = curves.figures(broken).values()
+
+    assert {line: c["points"] for line, c in found.items()} == {"rope": [(64, 1.0)]}
+    assert "nan" not in curves.svg("reference models", found)
+    assert curves.section(broken[1:]) == ([], {})
+
+
 def test_a_report_without_curves_has_no_picture():
     assert curves.section([RECORD]) == ([], {})
 
