@@ -53,7 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     except BadInput as error:
         raise pytest.UsageError(str(error)) from error
     here, arguments = bench.environment.as_dict(), config.invocation_params.args
-    config.stash[RUN] = begin(option.report, here, bench.facts(), arguments, now)
+    kept = {"deployment.toml": option.deployment}
+    config.stash[RUN] = begin(option.report, here, bench.facts(), arguments, now, kept)
     config.pluginmanager.register(bench, "spiritlevel-bench")
 
 
@@ -147,16 +148,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
     run.notes += bench.notes()
     run.facts["not_here"] = dict(bench.not_here)
-    found = verdict.judge(
-        run.records,
-        owed=selection.owed,
-        scope=selection.scope,
-        stale=waivers.stale(bench.deployment.waivers, bench.environment.versions, run.records),
-        incomplete=selection.missed([r.outcome for r in run.records], session.testsfailed),
-        nothing=bench.explain() if "gpu" in option.markexpr else "",
-        allow_partial=option.allow_partial,
-    )
-    run.close(found)
+    terms: dict[str, Any] = {
+        "owed": sorted(selection.owed),
+        "scope": selection.scope,
+        "stale": waivers.stale(bench.deployment.waivers, bench.environment.versions, run.records),
+        "incomplete": selection.missed([r.outcome for r in run.records], session.testsfailed),
+        "nothing": bench.explain() if "gpu" in option.markexpr else "",
+        "allow_partial": option.allow_partial,
+    }
+    found = verdict.judge(run.records, **terms)
+    run.close(found, terms)
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = found.exit_code
 

@@ -1,7 +1,8 @@
-"""What became of loss with length, as a picture and a table: an SVG beside report.md, from records alone.
+"""What became of loss or time with length, as a picture and a table: an SVG beside report.md, from records alone.
 
 A record that measured one says so in its evidence: `curve`, with the figure that it belongs to, the name of its line,
-the unit, the trained length and points `[length, loss]`; and `pass keys`, found of asked by length and depth.
+the unit, points `[length, measured]` and, where there is one, the trained length; and `pass keys`, found of asked by
+length and depth.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from reports.record import Record
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 40, 52
 # Told apart by most eyes that do not tell red from green (Okabe and Ito 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "currentColor", "#8C6D31", "#7F7F7F")
+FAINT = 'stroke="currentColor" stroke-opacity="0.15"'
 LABEL = 14  # pixels that a line's name needs
 COLUMNS = 8
 
@@ -34,18 +36,22 @@ def section(records: Sequence[Record]) -> tuple[list[str], dict[str, str]]:
     for figure, lines in figures(records).items():
         name = f"{re.sub(r'[^a-z0-9]+', '-', figure.lower())}.svg"
         pictures[name] = svg(figure, lines)
-        blocks += [f"![Loss by length: {figure}]({name})", table(lines)]
+        blocks += [f"![By length: {figure}]({name})", table(lines)]
     blocks += [keys(r) for r in records if r.evidence.get("pass keys")]
-    return (["## Loss by length", *blocks] if blocks else []), pictures
+    return (["## By length of context", *blocks] if blocks else []), pictures
 
 
 def figures(records: Sequence[Record]) -> dict[str, Lines]:
-    """figure -> line -> curve; where one was measured on two devices, its name says on which."""
+    """figure -> line -> curve; where one was measured on two devices, its name says on which.
+
+    Points that are not finite cannot be drawn; the check that measured them has failed.
+    """
     found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = defaultdict(dict)
     for record in records:
-        curve = record.evidence.get("curve")
-        key = (str(curve["line"]), record.device) if curve else ("", "")
-        if curve and len(curve["points"]) >= len(found[curve["figure"]].get(key, {"points": ()})["points"]):
+        curve = dict(record.evidence.get("curve") or {})
+        curve["points"] = [(x, y) for x, y in curve.get("points", ()) if math.isfinite(float(y))]
+        key = (str(curve.get("line")), record.device)
+        if curve["points"] and len(curve["points"]) >= len(found[curve["figure"]].get(key, {"points": ()})["points"]):
             found[curve["figure"]][key] = curve
     several = {device for lines in found.values() for _, device in lines}
     return {
@@ -55,7 +61,7 @@ def figures(records: Sequence[Record]) -> dict[str, Lines]:
 
 
 def table(lines: Lines) -> str:
-    """Loss by line and length, at most eight lengths."""
+    """What was measured by line and length, at most eight lengths."""
     lengths = sorted({float(x) for curve in lines.values() for x, _ in curve["points"]})
     step = -(-len(lengths) // COLUMNS)
     shown = lengths[::-step][::-1]
@@ -77,10 +83,13 @@ def keys(record: Record) -> str:
 
 
 def svg(title: str, lines: Lines) -> str:
-    """Loss over length, the length on a logarithmic axis, each line named where it ends."""
+    """What was measured over length, on a logarithmic axis, each line named where it ends, in the ink of its page."""
     points = [(float(x), float(y)) for curve in lines.values() for x, y in curve["points"]]
     bottom, top = (f(y for _, y in points) for f in (min, max))
-    step = 1.0 if top - bottom > 2 else 0.25
+    curve = next(iter(lines.values()))
+    if "trained" not in curve:  # a time is a share of itself: half as high is half as long
+        bottom = 0.0
+    step = _step(top - bottom)
     low, high = step * math.floor(bottom / step), step * (math.floor(top / step) + 1)
     first, last = (math.log2(f(x for x, _ in points)) for f in (min, max))
     across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
@@ -89,26 +98,25 @@ def svg(title: str, lines: Lines) -> str:
         share = (math.log2(x) - first) / (last - first) if last > first else 0.5
         return LEFT + across * share, TOP + down * (high - y) / (high - low)
 
-    curve = next(iter(lines.values()))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'font-family="sans-serif" font-size="12" fill="#222">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        'font-family="sans-serif" font-size="12" class="chart">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff" class="paper"/>',
         _text(LEFT, 22, f"{title}: {curve['unit']} by length of context", size=14),
         _text(LEFT + across / 2, HEIGHT - 10, "tokens before, on a logarithmic scale", anchor="middle"),
     ]
     for tick in range(round((high - low) / step) + 1):
         at = place(2**first, low + tick * step)[1]
-        parts.append(f'<line x1="{LEFT}" x2="{LEFT + across}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>')
+        parts.append(f'<line x1="{LEFT}" x2="{LEFT + across}" y1="{at:.1f}" y2="{at:.1f}" {FAINT}/>')
         parts.append(_text(LEFT - 8, at + 4, f"{low + tick * step:g}", anchor="end"))
     for power in range(math.ceil(first), math.floor(last) + 1):
         at = place(2.0**power, low)[0]
         parts.append(_text(at, HEIGHT - BOTTOM + 18, f"{2**power:,}", anchor="middle"))
-    if first <= math.log2(curve["trained"]) <= last:
+    if first <= math.log2(curve.get("trained", 0.5)) <= last:
         at = place(curve["trained"], low)[0]
         ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
-        parts.append(f'<line {ends} stroke="#888" stroke-dasharray="4 4"/>')
-        parts.append(_text(at + 5, TOP + 12, "trained", colour="#666"))
+        parts.append(f'<line {ends} stroke="currentColor" stroke-dasharray="4 4"/>')
+        parts.append(_text(at + 5, TOP + 12, "trained"))
     last_points = [place(*map(float, c["points"][-1])) for c in lines.values()]
     names = _apart([y for _, y in last_points])
     for number, (name, found) in enumerate(lines.items()):
@@ -119,11 +127,10 @@ def svg(title: str, lines: Lines) -> str:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
         if len(along) <= COLUMNS:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in along]
-        x, y = last_points[number]
-        parts.append(
-            f'<path d="M{x + 2:.1f} {y:.1f} L{x + 12:.1f} {names[number]:.1f}" stroke="{colour}" fill="none"/>'
-        )
-        parts.append(_text(x + 15, names[number] + 4, name, colour=colour))
+        (x, y), beside = last_points[number], LEFT + across + 12
+        to = f"M{x + 2:.1f} {y:.1f} L{beside - 10} {y:.1f} L{beside} {names[number]:.1f}"
+        parts.append(f'<path d="{to}" stroke="{colour}" stroke-opacity="0.6" fill="none"/>')
+        parts.append(_text(beside + 3, names[number] + 4, name))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -139,7 +146,12 @@ def _apart(heights: Sequence[float]) -> list[float]:
     return placed
 
 
-def _text(x: float, y: float, said: str, *, anchor: str = "start", size: int = 12, colour: str = "#222") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">{escape(said)}</text>'
-    )
+def _step(span: float) -> float:
+    """The distance of two lines of a grid that has four to eight of them: 1, 2.5 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(max(span, 1e-9) / 4))
+    return next(power * factor for factor in (1, 2.5, 5, 10) if span <= 8 * power * factor)
+
+
+def _text(x: float, y: float, said: str, *, anchor: str = "start", size: int = 12) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
+    return f'<text {place} fill="currentColor">{escape(said)}</text>'

@@ -12,6 +12,7 @@ from typing import Any
 
 SCHEMA = 1
 OUTCOMES = ("passed", "failed", "waived", "inconclusive", "unverified")
+SEVERITY = ("passed", "waived", "unverified", "inconclusive", "failed")
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,28 @@ class Record:
     @property
     def headroom(self) -> float | None:
         """The largest measured ÷ allowed of its judgements; None where all were exact."""
-        found = [float(j["headroom"]) for j in self.judgements if j.get("headroom") is not None]
-        return max(found) if found else None
+        tightest = self.tightest
+        return None if tightest is None else _share(tightest)
 
     @property
     def tightest(self) -> Mapping[str, Any] | None:
         """The judgement with the largest measured ÷ allowed."""
         judged = [j for j in self.judgements if j.get("headroom") is not None]
-        return max(judged, key=lambda j: float(j["headroom"])) if judged else None
+        return max(judged, key=_share) if judged else None
 
     def line(self) -> str:
         return json.dumps(_plain(asdict(self)), sort_keys=True, allow_nan=False)
 
 
+def _share(judged: Mapping[str, Any]) -> float:
+    """A judgement's measured ÷ allowed; what is not a number lies beyond any allowance."""
+    found = float(judged["headroom"])
+    return math.inf if math.isnan(found) else found
+
+
 def worse(first: Record | None, second: Record) -> Record:
     """The worse of two: a later phase, or a second attempt, cannot make a check look better than it was."""
-    order = ("passed", "waived", "unverified", "inconclusive", "failed")
-    return max(first or second, second, key=lambda record: (order.index(record.outcome), record.crash))
+    return max(first or second, second, key=lambda record: (SEVERITY.index(record.outcome), record.crash))
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
-"""report.md from a run's folder alone: `python -m reports.render RUN`."""
+"""report.md, report.html and report.xml from a run's folder alone: `python -m reports.render RUN`."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from reports import curves, summary
+from reports import curves, html, junit, summary
+from reports.files import checksum, write_json
 from reports.record import Record, read
 
 
@@ -19,9 +21,7 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
     lines = [
         "# Conformance report",
         f"**{_cell(run['verdict']['sentence'])}**",
-        tabulate(
-            [(k, _cell(v)) for k, v in _facts(run, environment)], ("", "what this run stood on"), tablefmt="github"
-        ),
+        _table(summary.facts(run, environment), ("", "what this run stood on")),
         "## What was not verified",
         "\n".join(f"- {_cell(line)}" for line in _unverified(records, run)) or "Nothing that was owed.",
         "## Promises",
@@ -41,34 +41,22 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
         "## Tightest passes",
         _table(summary.tightest(records, 20), ("promise", "check", "quantity", "measured ÷ allowed")),
         "## Reproduce",
-        f"```\n{run.get('command', '')}\n```",
-        "Every record in records.jsonl carries its own rerun command and seed.",
+        f"```\n{summary.reproduce(run, environment)}\n```",
+        "Every record in records.jsonl carries its own rerun command and seed. `python -m reports.verify RUN` judges "
+        "every number of this folder again, and says whether its files belong together.",
     ]
     return "\n\n".join(lines) + "\n"
 
 
-def _facts(run: Mapping[str, Any], environment: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    versions = environment.get("versions", {})
-    return [
-        ("deployment", run.get("deployment", "")),
-        ("model", run.get("model", "")),
-        ("when", run.get("started", "")),
-        ("stack", summary.stack(environment)),
-        ("CUDA, cuDNN", f"{environment.get('cuda') or 'none'}, {environment.get('cudnn') or 'none'}"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
-        ("attention kernels", "; ".join(f"{k}: {', '.join(v)}" for k, v in environment.get("kernels", {}).items())),
-        ("seed, seconds", f"{run.get('seed', 0)}, {run.get('seconds', 0):.0f}"),
-    ]
-
-
 def _unverified(records: Sequence[Record], run: Mapping[str, Any]) -> list[str]:
     told = [f"{r.promise} {summary.short(r.check)}: {r.message}" for r in records if r.outcome == "unverified"]
-    return [*run.get("notes", ()), *told]
+    return [*summary.missing(records, run), *told]
 
 
 def _failure(record: Record) -> str:
     waived = f"\n\nWaived: {_cell(json.dumps(record.waiver, sort_keys=True))}" if record.waiver else ""
-    return f"### {record.outcome}: `{record.check}`\n\n```\n{record.message.replace('```', '` ` `')}\n```{waived}"
+    name = _cell(record.check).replace("`", "'")
+    return f"### {record.outcome}: `{name}`\n\n```\n{record.message.replace('```', '` ` `')}\n```{waived}"
 
 
 def _table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
@@ -76,21 +64,51 @@ def _table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text that cannot break out of a table's cell."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    """Text that cannot break out of a table's cell, and is neither a tag, a link nor a picture."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
-def write(folder: Path, records: Sequence[Record], run: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-    """Write report.md into a run's folder, and the pictures that it shows."""
-    (folder / "report.md").write_text(markdown(records, run, environment), encoding="utf-8")
-    for name, picture in curves.section(records)[1].items():
-        (folder / name).write_text(picture, encoding="utf-8")
+# Rows of the short form: a job's summary is read on one screen, and its size has a limit.
+SHORT = 30
+
+
+def short(records: Sequence[Record], run: Mapping[str, Any]) -> str:
+    """The verdict, what was not verified and what did not pass, as Markdown for the summary of a CI job."""
+    bad, missing = summary.not_passed(records), _unverified(records, run)
+    lines = [f"## Spiritlevel\n\n**{_cell(run['verdict']['sentence'])}**"]
+    if missing:
+        lines.append("Not verified:\n\n" + "\n".join(f"- {_cell(line)}" for line in missing[:SHORT]))
+    if bad:
+        lines.append(_table(bad[:SHORT], ("outcome", "promise", "check", "why")))
+    if more := max(0, len(bad) - SHORT) + max(0, len(missing) - SHORT):
+        lines.append(f"and {more:,} more, in report.html")
+    return "\n\n".join(lines) + "\n"
+
+
+def write(folder: Path, records: Sequence[Record], run: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
+    """Write a run's report, and the pictures that report.md shows, into its folder; their names."""
+    pictures = curves.section(records)[1]
+    written = {
+        "report.md": markdown(records, run, environment),
+        "report.html": html.page(records, run, environment),
+        "report.xml": junit.xml(records, run),
+        **pictures,
+    }
+    for name, text in written.items():
+        (folder / name).write_text(text, encoding="utf-8", errors="replace")  # a path need not be text
+    return list(written)
 
 
 def main(arguments: list[str]) -> int:
-    folder = Path(arguments[0])
+    """Render a run again. Where run.json holds checksums, those of the report become the new report's, no others."""
+    parser = argparse.ArgumentParser(prog="python -m reports.render", description="Write a run's report again.")
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    folder = parser.parse_args(arguments).run
     run, environment = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("run", "environment"))
-    write(folder, read(folder / "records.jsonl"), run, environment)
+    written = write(folder, read(folder / "records.jsonl"), run, environment)
+    if "sha256" in run:
+        run["sha256"] |= {name: checksum(folder / name) for name in written}
+        write_json(folder / "run.json", run)
     return 0
 
 

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import json
+import os
 import platform
 import re
 import shlex
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from reports import render
+from reports.files import checksums, write_json
 from reports.record import Record, append
 from reports.verdict import Verdict
-from reports.wording import homeless
+from reports.wording import homeless, private
 
 RUNS = Path(__file__).parent / "runs"
 
 
 @dataclass
 class Run:
-    """`reports/runs/<time>-<host>/`, or the folder that was asked for; made when the first check is about to run."""
+    """`reports/runs/<time>-<host>/`, or the folder that was asked for; made when the first check is about to run.
+
+    kept: name -> text of the files that decided what was owed, such as deployment.toml. Nothing is written that is not
+    `wording.private`.
+    """
 
     folder: Path
     environment: Mapping[str, Any]
     facts: dict[str, Any]
+    kept: Mapping[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
@@ -39,33 +48,42 @@ class Run:
         if (self.folder / "records.jsonl").exists():
             raise FileExistsError(f"{self.folder} already holds a run: a run is never overwritten")
         (self.folder / "records.jsonl").touch()
-        self._write("environment.json", self.environment)
+        self.environment = private(self.environment)
+        write_json(self.folder / "environment.json", self.environment)
+        for name, text in self.kept.items():
+            (self.folder / name).write_text(private(text), encoding="utf-8")
 
     def add(self, record: Record) -> None:
+        record = Record(**private(asdict(record)))
         append(self.folder / "records.jsonl", record)
         self.records.append(record)
 
-    def close(self, verdict: Verdict) -> None:
-        """Keep the verdict; where there are records, write run.json and report.md."""
+    def close(self, verdict: Verdict, terms: Mapping[str, Any]) -> None:
+        """Keep the verdict and the `terms` it was judged on; where there are records, write run.json and the report.
+
+        run.json is written before the report, which may fail, and again with the checksum of every file beside it.
+        """
         self.verdict = verdict
-        if not self.records:
-            return
         self.facts |= {
             "verdict": {"name": verdict.name, "sentence": verdict.sentence, "exit_code": verdict.exit_code},
+            "terms": terms,
             "seconds": round(time.monotonic() - self.started, 1),
             "notes": self.notes,
         }
-        self._write("run.json", self.facts)
-        render.write(self.folder, self.records, self.facts, self.environment)
+        self.facts = private(self.facts)
+        if self.records:
+            write_json(self.folder / "run.json", self.facts)
+            render.write(self.folder, self.records, self.facts, self.environment)
+            write_json(self.folder / "run.json", self.facts | {"sha256": checksums(self.folder)})
+        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with contextlib.suppress(OSError), Path(summary).open("a", encoding="utf-8") as stream:
+                stream.write(render.short(self.records, self.facts))
 
     def report(self) -> str:
-        """Where report.md is, as a person who is in this folder would write it."""
+        """Where report.html is, as a person who is in this folder would write it."""
         folder, here = self.folder.absolute(), Path.cwd()
         shown = str(folder.relative_to(here)) if folder.is_relative_to(here) else homeless(str(folder))
-        return f"{shown}/report.md"
-
-    def _write(self, name: str, data: Mapping[str, Any]) -> None:
-        (self.folder / name).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return f"{shown}/report.html"
 
 
 def begin(
@@ -74,14 +92,31 @@ def begin(
     tested: Mapping[str, Any],
     arguments: Sequence[str],
     now: datetime.datetime,
+    files: Mapping[str, Path | None],
 ) -> Run:
-    """A run of `pytest ARGUMENTS` on what was `tested`; nothing is written before it is opened."""
+    """A run of `pytest ARGUMENTS` on what was `tested`; nothing is written before it is opened.
+
+    `files` are kept under their names, as they are now: a deployment, a policy.
+    """
     facts = {
         **tested,
+        "suite": commit(),
         "started": f"{now.astimezone():%Y-%m-%d %H:%M:%S %z}",
         "command": homeless(shlex.join(["pytest", *arguments])),
     }
-    return Run(folder or default_folder(RUNS, platform.node(), now), environment, facts)
+    kept = {name: path.expanduser().read_text(encoding="utf-8") for name, path in files.items() if path}
+    facts["kept"] = sorted(kept)
+    return Run(folder or default_folder(RUNS, platform.node(), now), environment, facts, kept)
+
+
+@cache
+def commit() -> str:
+    """The commit that this suite was checked out at, `-dirty` where a file was changed; empty where git cannot tell."""
+    asked = ["git", "-C", str(RUNS.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def default_folder(root: Path, host: str, now: datetime.datetime) -> Path:

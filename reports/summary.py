@@ -95,6 +95,42 @@ def _interval(found: Sequence[Any] | None) -> str:
     return f"{estimate} ({low} … {high})"
 
 
+def missing(records: Sequence[Record], run: Mapping[str, Any]) -> list[str]:
+    """What a run says of what it did not look at: promises without a check, and its notes."""
+    silent = sorted(set(run.get("terms", {}).get("owed", ())) - {r.promise for r in records})
+    return [*([f"no check of {', '.join(silent)}"] * bool(silent)), *run.get("notes", ())]
+
+
+def reproduce(run: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """How to see the same again: the suite, the stack, the model, the command."""
+    versions = environment.get("versions", {})
+    lines = [
+        f"# Python {environment.get('python', '?')}; {', '.join(f'{k} {v}' for k, v in versions.items())}",
+        f"# model: {run.get('model', 'none')}; seed {run.get('seed', 0)}",
+        f"git checkout {run['suite'].removesuffix('-dirty')}" if run.get("suite") else "",
+        "# … with files that were changed after it" if run.get("suite", "").endswith("-dirty") else "",
+        f"# {', '.join(kept)}, as it was read, lies beside this report" if (kept := run.get("kept")) else "",
+        str(run.get("command", "")),
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def facts(run: Mapping[str, Any], environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a run stood on, by name."""
+    versions, kernels = environment.get("versions", {}), environment.get("kernels", {})
+    return [
+        ("deployment", run.get("deployment", "")),
+        ("model", run.get("model", "")),
+        ("when", run.get("started", "")),
+        ("stack", stack(environment)),
+        ("CUDA, cuDNN", f"{environment.get('cuda') or 'none'}, {environment.get('cudnn') or 'none'}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
+        ("attention kernels", "; ".join(f"{k}: {', '.join(v)}" for k, v in kernels.items())),
+        ("suite", run.get("suite", "")),
+        ("seed, seconds", f"{run.get('seed', 0)}, {run.get('seconds', 0):.0f}"),
+    ]
+
+
 def stack(environment: Mapping[str, Any]) -> str:
     """The stack in one line."""
     gpus = ", ".join(f"{g['name']} (sm {g['capability']})" for g in environment.get("gpus", ())) or "no GPU"

@@ -1,16 +1,53 @@
-"""What a record says in words: why, of what, and how to see it again, with no one's home folder in it."""
+"""What a record says in words: why, of what, and how to see it again, with no one's home folder or secret in it."""
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+# Environment variables of such names hold what is nobody's business, unless it is too short to be a secret.
+SECRET = re.compile(r"TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|KEY", re.IGNORECASE)
+SHORT = 8
+LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # as in https://user:password@host
 
 
 def homeless(text: str) -> str:
     """The text with `~` for the user's home folder."""
-    return text.replace(str(Path.home()), "~")
+    return _without(text, _homes())
+
+
+def private(value: Any) -> Any:
+    """What may be shown of records, facts or a text: no home folder, secret of the environment, or login of a URL."""
+    secrets = [(v, f"${name}") for name, v in os.environ.items() if SECRET.search(name) and len(v) >= SHORT]
+    return _private(value, sorted(secrets, key=lambda pair: -len(pair[0])), _homes())
+
+
+def _private(value: Any, secrets: Sequence[tuple[str, str]], homes: Sequence[str]) -> Any:
+    if isinstance(value, str):
+        for secret, name in secrets:
+            value = value.replace(secret, name)
+        return _without(LOGIN.sub("…", value), homes)
+    if isinstance(value, Mapping):
+        return {_private(str(k), secrets, homes): _private(v, secrets, homes) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_private(v, secrets, homes) for v in value)
+    return value
+
+
+def _homes() -> list[str]:
+    """The home folder, as it is called and as it is; some containers call / one, and that is no one's."""
+    return [str(home) for home in {Path.home(), Path.home().resolve()} if home.name]
+
+
+def _without(text: str, homes: Sequence[str]) -> str:
+    for home in homes:
+        if home in text:
+            text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w-])", "~", text)
+    return text
 
 
 def rerun(check: str, seed: int, option: Any) -> str:

@@ -64,4 +64,10 @@ def test_length_never_seen_costs_nothing(case, attention, dtype, usage, device, 
     slow = sum(first > STEPS * steady for first, _ in both)
 
     judge.evidence["lengths that were slow"] = slow
+    judge.evidence["curve"] = {
+        "figure": f"a cached step of {case.name}, {str(dtype).removeprefix('torch.')}",
+        "line": attention.name,
+        "unit": "ms",
+        "points": sorted([length, round(1000 * second, 3)] for length, (_, second) in zip(lengths, both, strict=True)),
+    }
     judge.exactly(f"most of {LENGTHS} lengths cost {STEPS} steps the first time", slow > LENGTHS // 2, False)

@@ -68,8 +68,11 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def conformance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def conformance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
     """Run the suite, or a part of it, in this process: `conformance("suites/attention", "-k", "float32")`."""
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)  # the job's own is not for runs inside of tests
 
     def run(*arguments: str | Path, plugins: list[object] | None = None) -> Outcome:
         folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"

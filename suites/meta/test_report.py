@@ -78,7 +78,8 @@ def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
     run.open()
     for record in (RECORD, failed):
         run.add(record)
-    run.close(judge(run.records, owed=["A-1"], scope="all"))
+    terms = {"owed": ["A-1"], "scope": "all"}
+    run.close(judge(run.records, **terms), terms)
     written = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
     program = (
         "import sys; from reports import render; render.main(sys.argv[1:]);"
@@ -135,6 +136,36 @@ def test_a_rerun_line_asks_for_the_same_model_and_deployment(conformance, tmp_pa
     assert [(r.check, r.outcome, r.rerun) for r in again.records] == [(record.check, "passed", record.rerun)]
 
 
+def test_nothing_that_a_run_says_is_markdown():
+    run = {"verdict": {"sentence": "conformant: 1 passed"}, "deployment": "![seen](https://example.org/) <b>"}
+
+    assert "| ![seen]\\(https://example.org/) &lt;b> " in render.markdown([RECORD], run, {})
+
+
+def test_a_message_that_is_no_text_is_shown_all_the_same(tmp_path):
+    odd = dataclasses.replace(RECORD, outcome="failed", message="/models/\udcff")
+
+    names = render.write(tmp_path, [odd], {"verdict": {"sentence": "non-conformant: 1 failed"}}, {})
+
+    assert {"report.html", "report.md", "report.xml"} == set(names)
+
+
+def test_a_job_on_github_gets_the_short_form(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    terms = {"owed": ["A-1", "A-2"], "scope": "all areas"}
+
+    for folder, records in (("run", [RECORD]), ("empty", [])):
+        run = Run(tmp_path / folder, {}, {})
+        run.open()
+        for record in records:
+            run.add(record)
+        run.close(judge(run.records, **terms), terms)
+
+    told = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "**partial: 1 passed; no check of A-2 (all areas)**\n\nNot verified:\n\n- no check of A-2\n" in told
+    assert "**unverified: no check ran (all areas)**" in told
+
+
 def test_the_tightest_passes_come_first():
     loose = dataclasses.replace(RECORD, judgements=({"quantity": "gain", "headroom": 0.1},))
 
@@ -184,6 +215,26 @@ def test_names_of_lines_do_not_cover_each_other():
     assert min(b - a for a, b in itertools.pairwise(heights)) >= curves.LABEL - 0.2
     assert heights[0] > 0
     assert heights[-1] < curves.HEIGHT
+
+
+def test_time_by_length_needs_no_trained_length():
+    told = {"figure": "a step", "line": "sdpa", "unit": "ms", "points": [[64, 0.31], [256, 0.34]]}
+
+    blocks, pictures = curves.section([dataclasses.replace(RECORD, evidence={"curve": told})])
+
+    assert "a step: ms by length of context" in pictures["a-step.svg"]
+    assert "trained" not in pictures["a-step.svg"]
+    assert "| ms" in blocks[2]
+
+
+def test_what_is_not_finite_is_not_drawn():
+    broken = curve("rope", [[64, 1.0], [128, float("nan")], [256, "inf"]]), curve("alibi", [[64, "nan"]])
+
+    (found,) = curves.figures(broken).values()
+
+    assert {line: c["points"] for line, c in found.items()} == {"rope": [(64, 1.0)]}
+    assert "nan" not in curves.svg("reference models", found)
+    assert curves.section(broken[1:]) == ([], {})
 
 
 def test_a_report_without_curves_has_no_picture():
