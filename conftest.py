@@ -146,7 +146,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
     run.notes += bench.notes()
-    run.facts["not_here"] = dict(bench.not_here)
+    run.facts |= {"not_here": dict(bench.not_here), "selection": selection.asked}
     found = verdict.judge(
         run.records,
         owed=selection.owed,
