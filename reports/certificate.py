@@ -95,8 +95,8 @@ FLIPS = (
 )
 TOLD = (
     "First choices of {asked} texts; of {same} every token is the same. A flip is explained where neither run was "
-    "surer of its choice than noise. Lost, won: tokens of the text that were ranked first only before, only after, with "
-    "McNemar's exact test. Intervals are of 95 %, that of the log-probability is clustered by document."
+    "surer of its choice than noise. Lost, won: tokens of the text that were ranked first only before, or after, with "
+    "McNemar's exact test. Intervals are of 95 %, clustered by document."
 )
 DRIFTS = "Each check is within noise; together they went one way (exact sign test, corrected for how many were tried)."
 

@@ -112,6 +112,7 @@ class Certificate:
 
 def load(path: Path) -> Side:
     """The run in a folder, or a file of records. Raises NoRun where there is none that can be read."""
+    path = path.expanduser()
     file = path / "records.jsonl" if path.is_dir() else path
     try:
         records = read(file)
@@ -127,23 +128,33 @@ def _json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
+def refusal(before: Side, after: Side, *, across_models: bool = False) -> str:
+    """Why two runs cannot be compared, by what they say of themselves; empty where they can."""
+    for what, old, new in _conditions(before, after):
+        if None not in (old, new) and old != new and not (across_models and what == "the model"):
+            return f"{what} differs: {_text(old)} before, {_text(new)} after"
+    return ""
+
+
 def compare(before: Side, after: Side, *, across_models: bool = False) -> Certificate:
     """The certificate of two runs, refused where they cannot be compared."""
-    notes, stack = [], _differences(before.environment, after.environment)
-    for what, old, new in _conditions(before, after):
-        if None in (old, new):
-            notes.append(
-                f"whether {what} is the same is not known: {'BEFORE' if old is None else 'AFTER'} does not say"
-            )
-        elif old != new and not (across_models and what == "the model"):
-            refused = f"{what} differs: {_text(old)} before, {_text(new)} after"
-            return Certificate(before, after, stack, refused=refused)
-    both = pairing.both(before.records, after.records)
-    if not both:
-        return Certificate(before, after, stack, refused="no check is in both runs")
-    entries = pairing.pair(before.records, after.records)
-    flips = [found for old, new in both for found in _flips(old, new)]
-    return Certificate(before, after, stack, entries, flips, drift.drifts(both), notes)
+    stack, both = _differences(before.environment, after.environment), pairing.both(before.records, after.records)
+    why = refusal(before, after, across_models=across_models) or ("" if both else "no check is in both runs")
+    if why:
+        return Certificate(before, after, stack, refused=why)
+    return Certificate(
+        before,
+        after,
+        stack,
+        entries=pairing.pair(before.records, after.records),
+        flips=[found for old, new in both for found in _flips(old, new)],
+        drifts=drift.drifts(both),
+        notes=[
+            f"whether {what} is the same is not known: it does not stand in both runs"
+            for what, *said in _conditions(before, after)
+            if None in said
+        ],
+    )
 
 
 def of(before: Path, after: Path, *, across_models: bool = False) -> Certificate:
@@ -156,9 +167,13 @@ def of(before: Path, after: Path, *, across_models: bool = False) -> Certificate
 
 def _conditions(before: Side, after: Side) -> Iterator[tuple[str, Any, Any]]:
     """What has to be the same in two runs, None where a run does not say."""
-    yield "the seed", {r.seed for r in before.records}, {r.seed for r in after.records}
+    yield "the seed", _seed(before), _seed(after)
     for what, key in {"the data": "data", "the model": "model", "what was asked for": "selection"}.items():
         yield what, before.facts.get(key), after.facts.get(key)
+
+
+def _seed(side: Side) -> Any:
+    return side.facts["seed"] if "seed" in side.facts else next(iter({r.seed for r in side.records}), None)
 
 
 def _flips(before: Record, after: Record) -> Iterator[tokens.Flips]:

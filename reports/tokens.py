@@ -32,7 +32,7 @@ class Flips:
     largest: the largest lead, in nats, that a first choice had before it flipped or has since; unexplained: flips at a
     lead above `noise`; lost and won: tokens of the text that were ranked first only before, only after; p: McNemar's
     exact test of the two; right: the change in the share that is ranked first; logp: that in the log-probability of the
-    text's tokens, clustered by document.
+    text's tokens, both clustered by document.
     """
 
     check: str
@@ -54,7 +54,7 @@ def compare(check: str, what: str, before: Mapping[str, Any], after: Mapping[str
     if (before["text"], before["documents"]) != (after["text"], after["documents"]):
         return None
     old, new = _columns(before), _columns(after)
-    flipped = old["choice"] != new["choice"]
+    flipped = (old["choice"] != new["choice"]) | (np.isnan(old["lead"]) != np.isnan(new["lead"]))
     leads = np.maximum(old["lead"], new["lead"])[flipped].astype(np.float64)
     noise = max(float(before["noise"]), float(after["noise"]))
     lost, won = int((old["right"] & ~new["right"]).sum()), int((~old["right"] & new["right"]).sum())
@@ -70,7 +70,7 @@ def compare(check: str, what: str, before: Mapping[str, Any], after: Mapping[str
         lost=lost,
         won=won,
         p=float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0,
-        right=_change(lost, won, count),
+        right=_clustered(new["right"] * 1.0 - old["right"], before["documents"]),
         logp=_clustered(new["logp"].astype(np.float64) - old["logp"], before["documents"]),
     )
 
@@ -79,22 +79,14 @@ def _columns(kept: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     return {name: np.frombuffer(zlib.decompress(base64.b64decode(kept[name])), kind) for name, kind in COLUMNS.items()}
 
 
-def _change(lost: int, won: int, count: int) -> Range:
-    """(won − lost) ÷ count, and its exact interval given how many differ (Clopper and Pearson 1934, Biometrika 26:404).
-
-    Where none differs the width would be 0: the rule of three bounds it (Hanley and Lippman-Hand 1983, JAMA 249:1743).
-    """
-    differ = lost + won
-    if not differ:
-        return Range(0.0, -min(1.0, 3 / count), min(1.0, 3 / count))
-    share = binomtest(won, differ).proportion_ci(0.95, "exact")
-    low, high = ((2 * float(x) - 1) * differ / count for x in (share.low, share.high))
-    return Range((won - lost) / count, low, high)
-
-
 def _clustered(values: NDArray[np.float64], documents: list[int]) -> Range:
-    """Their mean; documents are the unit, of unequal size (Cochran 1977, Sampling Techniques, section 9A.2)."""
+    """Their mean; documents are the unit, of unequal size (Cochran 1977, Sampling Techniques, section 9A.2).
+
+    Where all are 0 the width would be 0: the rule of three bounds it (Hanley and Lippman-Hand 1983, JAMA 249:1743).
+    """
     mean, sizes, count = float(values.mean()), np.array(documents), len(documents)
+    if not values.any():
+        return Range(0.0, -3 / len(values), 3 / len(values))
     if count < 2:
         return Range(mean, -math.inf, math.inf)
     totals = np.add.reduceat(values, np.cumsum(sizes) - sizes)
