@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -27,6 +28,7 @@ KINDS = {
     "within the noise floor": SAFE,
     "bitwise equal": SAFE,
 }
+CHECKSUM = re.compile(r"\b[a-z0-9]{32,}\b")
 UNKNOWN = ("unverified", "inconclusive")
 
 
@@ -112,7 +114,13 @@ def _differ(old: Record, new: Record) -> bool:
         name in old.evidence and name in new.evidence and old.evidence[name] != new.evidence[name]
         for name in ("bits", "said")
     )
-    return kept or any(b.get("measured") != a.get("measured") for b, a in _judgements(old, new))
+    return kept or any(_measured(b) != _measured(a) for b, a in _judgements(old, new))
+
+
+def _measured(judgement: Mapping[str, Any]) -> Any:
+    """What was measured, without the checksums that a compiler names its graphs by: they change with its version."""
+    found = judgement.get("measured")
+    return CHECKSUM.sub("…", found) if isinstance(found, str) else found
 
 
 def _is_beyond(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -121,10 +129,11 @@ def _is_beyond(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     Noise is what takes no more of its allowance than before, or than healthy stacks have taken over many seeds; an
     interval's estimate that stays within the interval of before; and nothing at all where an answer is exact.
     """
-    if before.get("measured") == after.get("measured") and before.get("quantity") == after.get("quantity"):
+    same = before.get("quantity") == after.get("quantity")
+    if not same or after.get("headroom") is None:
+        return not same or _measured(before) != _measured(after)
+    if _measured(before) == _measured(after):
         return False
-    if before.get("quantity") != after.get("quantity") or after.get("headroom") is None:
-        return True
     limit = max(float(before.get("headroom") or 0), float(after.get("healthy") or 0))
     low, high = map(float, before.get("interval") or (math.inf, -math.inf))
     return not (float(after["headroom"]) <= limit or low <= float(after["measured"]) <= high)

@@ -222,6 +222,13 @@ def test_another_text_is_not_compared_token_by_token():
     assert compare.compare(side(runs[:1]), side(runs[1:])).flips == []
 
 
+def test_a_kernel_has_another_name_but_not_by_the_checksum_of_its_graph():
+    kernels = [f"graph {'a' * 40} of x", f"graph {'b' * 40} of x", f"graph {'b' * 40} of y"]
+    first, again, other = (side(doctored("one", judgements=(exact(name),))) for name in kernels)
+
+    assert [compare.compare(first, run).verdict for run in (again, other)] == ["safe", "changed"]
+
+
 def test_many_checks_that_move_together_drift():
     before, after, apart = (
         [check(f"n{n}", 0.4 * grown ** (1 if n % 2 else sign)) for n in range(24)]
