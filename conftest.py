@@ -16,11 +16,12 @@ from fixtures.deployment import BadInput
 from reports import certificate, compare, promises, summary, verdict, wording
 from reports.record import Record, worse
 from reports.run import Run, begin
+from reports.upgrade import Certificate, Side
 from suites import checks, ending, refusals
 from suites.selection import Selection, select
 
 BENCH, RUN, SELECTION = pytest.StashKey[Bench](), pytest.StashKey[Run](), pytest.StashKey[Selection]()
-PENDING, CERTIFICATE = pytest.StashKey[Record](), pytest.StashKey[compare.Certificate]()
+PENDING, CERTIFICATE = pytest.StashKey[Record](), pytest.StashKey[Certificate]()
 WARNED: defaultdict[str, list[str]] = defaultdict(list)  # by node id; pytest hands that hook no config
 
 
@@ -89,7 +90,7 @@ def _refuse_a_baseline(config: pytest.Config) -> None:
     """Before anything is run: a baseline that this run could not be compared with at its end."""
     option = config.option
     if option.baseline and not option.collectonly:
-        here = compare.Side("this run", (), config.stash[RUN].facts)
+        here = Side("this run", (), config.stash[RUN].facts)
         try:
             why = compare.refusal(compare.load(option.baseline), here, across_models=option.across_models)
         except compare.NoRun as error:

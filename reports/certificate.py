@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
@@ -15,9 +15,7 @@ from tabulate import tabulate
 from reports import summary
 from reports.pairing import KINDS, SAFE, Entry
 from reports.record import plain
-
-if TYPE_CHECKING:
-    from reports.compare import Certificate
+from reports.upgrade import Certificate
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Of the checks of one promise so many are named; all of them stand in certificate.json.
@@ -123,7 +121,7 @@ def gone(found: Certificate) -> list[str]:
             before[name] += 1
     why = found.after.facts.get("not_here", {})
     return [
-        f"{name}: {count} checks" + "".join(f"; {reason}" for reason in why if name in reason.split())
+        f"{name}, in {count:,} checks" + "".join(f"; {reason}" for reason in why if name in reason.split())
         for name, count in before.items()
         if name
     ]

@@ -129,11 +129,10 @@ def _is_beyond(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     Noise is what takes no more of its allowance than before, or than healthy stacks have taken over many seeds; an
     interval's estimate that stays within the interval of before; and nothing at all where an answer is exact.
     """
-    same = before.get("quantity") == after.get("quantity")
-    if not same or after.get("headroom") is None:
-        return not same or _measured(before) != _measured(after)
-    if _measured(before) == _measured(after):
-        return False
+    if before.get("quantity") != after.get("quantity"):
+        return True
+    if _measured(before) == _measured(after) or after.get("headroom") is None:
+        return bool(_measured(before) != _measured(after))
     limit = max(float(before.get("headroom") or 0), float(after.get("healthy") or 0))
     low, high = map(float, before.get("interval") or (math.inf, -math.inf))
     return not (float(after["headroom"]) <= limit or low <= float(after["measured"]) <= high)

@@ -12,6 +12,7 @@ from fixtures import tokens
 from fixtures.judgement import Judge
 from reports import certificate, compare
 from reports.record import Record, append
+from reports.upgrade import Side
 from suites.meta.conftest import PASSES, ROOT
 
 FACTS = {
@@ -56,7 +57,7 @@ HEALTHY = [check("one"), check("two", subject="flash"), check("model", evidence=
 
 
 def side(records=HEALTHY, **facts):
-    return compare.Side("run", records, {**FACTS, **facts}, ENVIRONMENT)
+    return Side("run", records, {**FACTS, **facts}, ENVIRONMENT)
 
 
 def doctored(name, **changes):
@@ -163,7 +164,7 @@ def test_runs_without_a_check_in_common_are_refused():
 
 
 def test_what_a_run_does_not_say_is_noted():
-    found = compare.compare(compare.Side("records", HEALTHY), side())
+    found = compare.compare(Side("records", HEALTHY), side())
 
     assert [note.split(" is ")[0] for note in found.notes] == [
         "whether the data",
@@ -245,7 +246,7 @@ def test_many_checks_that_move_together_drift():
 
 
 def test_a_backend_that_is_gone_is_named_and_so_is_what_changed_in_the_stack():
-    after = compare.Side(
+    after = Side(
         "after", [r for r in HEALTHY if r.subject != "flash"], FACTS, {**ENVIRONMENT, "versions": {"torch": "2.13.0"}}
     )
 
@@ -253,7 +254,7 @@ def test_a_backend_that_is_gone_is_named_and_so_is_what_changed_in_the_stack():
     told = certificate.markdown(found)
 
     assert found.stack == [("torch", "2.12.0", "2.13.0")]
-    assert "flash: 1 checks" in told
+    assert "flash, in 1 checks" in told
     assert "| torch | 2.12.0   | 2.13.0  |" in told
 
 
