@@ -13,14 +13,15 @@ import pytest
 from fixtures import hookspecs, waivers
 from fixtures.bench import Bench, assemble
 from fixtures.deployment import BadInput
-from reports import promises, summary, verdict, wording
+from reports import certificate, compare, promises, summary, verdict, wording
 from reports.record import Record, worse
 from reports.run import Run, begin
+from reports.upgrade import Certificate, Side
 from suites import checks, ending, refusals
 from suites.selection import Selection, select
 
 BENCH, RUN, SELECTION = pytest.StashKey[Bench](), pytest.StashKey[Run](), pytest.StashKey[Selection]()
-PENDING = pytest.StashKey[Record]()
+PENDING, CERTIFICATE = pytest.StashKey[Record](), pytest.StashKey[Certificate]()
 WARNED: defaultdict[str, list[str]] = defaultdict(list)  # by node id; pytest hands that hook no config
 
 
@@ -36,6 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--allow-partial", action="store_true", help="exit 0 although something was not verified")
     add("--checkpoints", type=Path, metavar="FOLDER", help="other reference models than fixtures/checkpoints")
     add("--require", choices=["core"], help="owe every promise, whatever was selected")
+    add("--baseline", type=Path, metavar="RUN", help="--baseline=RUN: certify this run against that one, from before")
+    add("--across-models", action="store_true", help="compare with a baseline although its model is another one")
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -74,12 +77,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     known, kept = promises.find(), checks.of(items)
     refusals.misspelt(bench, known, collected)
     claimed = bench.deployment.claims.get("capabilities", ())
-    config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, claimed)
+    selection = config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, claimed)
+    config.stash[RUN].facts["selection"] = selection.asked
+    _refuse_a_baseline(config)
     if kept and not option.collectonly:
         try:
             config.stash[RUN].open()
         except OSError as error:
             raise pytest.UsageError(f"the report cannot be written: {error}") from error
+
+
+def _refuse_a_baseline(config: pytest.Config) -> None:
+    """Before anything is run: a baseline that this run could not be compared with at its end."""
+    option = config.option
+    if option.baseline and not option.collectonly:
+        here = Side("this run", (), config.stash[RUN].facts)
+        try:
+            why = compare.refusal(compare.load(option.baseline), here, across_models=option.across_models)
+        except compare.NoRun as error:
+            why = str(error)
+        if why:
+            raise pytest.UsageError(f"--baseline: {why}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -160,6 +178,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     run.close(found, terms)
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = found.exit_code
+    if option.baseline and run.records:
+        certified = stash[CERTIFICATE] = compare.of(option.baseline, run.folder, across_models=option.across_models)
+        certificate.write(run.folder, certified)
+        session.exitstatus = session.exitstatus or certified.exit_code
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -169,6 +191,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(summary.terminal(run.records, run.verdict, run.notes))
         if run.records:
             terminalreporter.write_line(f"report: {run.report()}")
+    if CERTIFICATE in config.stash:
+        terminalreporter.section("upgrade certificate")
+        terminalreporter.write_line(certificate.terminal(config.stash[CERTIFICATE]))
 
 
 @pytest.fixture

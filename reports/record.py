@@ -56,7 +56,7 @@ class Record:
         return max(judged, key=_share) if judged else None
 
     def line(self) -> str:
-        return json.dumps(_plain(asdict(self)), sort_keys=True, allow_nan=False)
+        return json.dumps(plain(asdict(self)), sort_keys=True, allow_nan=False)
 
 
 def _share(judged: Mapping[str, Any]) -> float:
@@ -70,14 +70,14 @@ def worse(first: Record | None, second: Record) -> Record:
     return max(first or second, second, key=lambda record: (SEVERITY.index(record.outcome), record.crash))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN and no Inf: they are kept as words, which `float()` reads back."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 

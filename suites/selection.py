@@ -5,7 +5,7 @@ What is owed is decided by the paths that were asked for, unless checks are aske
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ from suites.checks import SUITES
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run's verdict is about: ids of the promises owed, in words, and how many checks are to run."""
+    """What a run's verdict is about: ids of the promises owed, in words, how many checks are to run, what was asked."""
 
     owed: set[str]
     scope: str
     count: int
     left_out: int
+    asked: Mapping[str, Any]
 
     def missed(self, outcomes: list[str], failures: int) -> list[str]:
         """Why not all was run that was asked for, by the checks' outcomes and what pytest counts as failures."""
@@ -60,9 +61,15 @@ def select(
     owed -= {p.id for p in known if p.capability and p.capability not in capabilities}
     wanted = {item for item in applicable or collected if item.get_closest_marker("gpu") or not option.markexpr}
     left_out = 0 if by_name and not option.require else len(wanted - set(kept))
-    return Selection(
-        owed, _scope(option, {p.area for p in known}, set(map(checks.area, collected))), len(kept), left_out
-    )
+    scope = _scope(option, {p.area for p in known}, set(map(checks.area, collected)))
+    return Selection(owed, scope, len(kept), left_out, _asked(config))
+
+
+def _asked(config: pytest.Config) -> dict[str, Any]:
+    """What was asked for, so that another run can be told to have been asked for the same."""
+    root, option = f"{SUITES.parent}/", config.option
+    paths = sorted(str(config.invocation_params.dir / arg).replace(root, "") for arg in config.args)
+    return {"tier": option.tier, "-k": option.keyword, "-m": option.markexpr, "paths": paths}
 
 
 def _scope(option: Any, known: set[str], areas: set[str]) -> str:

@@ -6,6 +6,7 @@ import torch
 from fixtures.decoding import after_padding
 from fixtures.meters import kernels
 from fixtures.subjects import Padding
+from fixtures.tokens import said
 
 
 @torch.no_grad()
@@ -20,6 +21,7 @@ def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, own_ker
     judge.ran("kernels", own_kernels, ran)
     judge.ran("calls", () if called is None else [attention.name], called or ())
     judge(candidate, reference, golden)
+    judge.evidence |= said(case, candidate, ids)
 
 
 WINDOWED = [frozenset({"window"}), frozenset({"gqa", "window"}), frozenset({"gqa", "window", "softcap"})]

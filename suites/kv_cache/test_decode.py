@@ -5,6 +5,7 @@ import torch
 
 from fixtures.decoding import decode, one_by_one
 from fixtures.subjects import Usage
+from fixtures.tokens import said
 
 LOGIC = frozenset({torch.float32})
 CORE = pytest.mark.applies(tier=("standard",), real=(False,))
@@ -35,3 +36,4 @@ def test_decode_is_as_accurate_as_prefill(case, kv_cache, dtype, prompt, device,
 
     judge.exactly("tokens in the cache", int(cache.get_seq_length()), prompt.length)
     judge(decoded, truth(model, ids, dtype), truth(model, ids, torch.float64))
+    judge.evidence |= said(case, decoded, ids)

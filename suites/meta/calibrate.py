@@ -177,7 +177,7 @@ class Measuring:
 
     def __enter__(self) -> None:
         self.before = judgement.Judge._slack
-        judgement.Judge._slack = lambda judge, quantity, dtype: (math.inf, "calibrating")  # type: ignore[method-assign]
+        judgement.Judge._slack = lambda judge, quantity, dtype: (math.inf, "calibrating", 1.0)  # type: ignore[method-assign]
 
     def __exit__(self, *error: Any) -> None:
         judgement.Judge._slack = self.before  # type: ignore[method-assign]

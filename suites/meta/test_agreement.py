@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from fixtures.agreement import Agreement, compare, floor
+from fixtures.agreement import Agreement, compare
 from fixtures.oracles import rounding
 from fixtures.oracles.rounding_theory import mean_absolute_error
 from fixtures.statistics import clustered_mean, clustered_quantile, clustered_share
+from fixtures.tokens import floor
 from suites.quantization.test_agreement import LENGTH
 
 # As many as the checks ask: 48 documents, and the predictions of each.

@@ -86,7 +86,7 @@ def test_a_ladder_is_held_against_the_trained_length_beyond_it_and_the_shortest_
     def loss(nats):
         return torch.full((4, 8), nats) + torch.arange(4.0)[:, None] / 1000
 
-    found = Ladder({128: loss(2.0), 512: loss(1.9), 1024: loss(1.9), 1536: loss(2.9)})
+    found = Ladder({128: loss(2.0), 512: loss(1.9), 1024: loss(1.9), 1536: loss(2.9)}, {})
 
     ratios = {length: round(ratio.estimate, 3) for length, ratio in found.grown(1536, 1024)}
     assert ratios == {512: 0.905, 1024: 0.905, 1536: 2.718}

@@ -18,6 +18,7 @@ def test_perplexity_holds_to_the_claimed_context(case, reach, device, bench, rea
     found = ladder(model, reader, lengths, reach.documents)
 
     judge.evidence |= {"curve": found.curve(case.name, trained), "perplexity by context": found.perplexities()}
+    judge.evidence["said"] = found.said
     judge.evidence |= {"text": text.checksum(), "trained": trained, "claimed": claimed or "nothing"}
     for length, ratio in found.grown(claimed or trained, trained):
         judge.interval(f"perplexity at {length} tokens", ratio, ideal=1, high=allowed()["served"]["perplexity"])
@@ -35,6 +36,7 @@ def test_perplexity_of_a_quantized_model_holds(case, quantizer, reach, device, b
 
     line = f"{case.name}, {quantizer.name}"
     judge.evidence |= {"curve": found.curve(line, trained), "perplexity by context": found.perplexities()}
+    judge.evidence["said"] = found.said
     for length, ratio in found.grown(claimed or trained, trained):
         judge.interval(f"perplexity at {length} tokens", ratio, ideal=1, high=allowed()["served"]["perplexity"])
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fixtures import text
-from fixtures.agreement import expected, floor
+from fixtures.agreement import expected
 from fixtures.engagement import intended, quantized_names
+from fixtures.tokens import floor
 
 # The architectures of tier full are tried under attention so far.
 pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=(True,))]
@@ -34,6 +35,7 @@ def test_quantized_model_agrees_with_the_released_one(case, quantizer, device, b
     intervals = found.intervals()
 
     judge.evidence |= {"text": text.checksum(), "limits": limits["source"], "tokens": len(found.kl)}
+    judge.evidence["said"] = {"text": found.kept(floor(quantizer.compute_dtype))}
     judge.evidence["agreement"] = {name: [i.estimate, i.low, i.high] for name, i in intervals.items()}
     judge.exactly("KL divergence is zero", str(intervals["mean KL divergence"].estimate == 0), "False")
     for name, (ideal, low, high) in METRICS.items():
