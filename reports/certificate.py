@@ -9,15 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
 
+from reports import html as page
 from reports import summary
 from reports.pairing import KINDS, SAFE, Entry
 from reports.record import plain
 from reports.upgrade import Certificate
 
-TEMPLATES = Path(__file__).parent / "templates"
 # Of the checks of one promise so many are named; all of them stand in certificate.json.
 NAMED = 3
 
@@ -152,12 +151,16 @@ def facts(found: Certificate) -> list[tuple[str, str, str]]:
 
 def markdown(found: Certificate) -> str:
     """The whole certificate."""
-    blocks = ["# Upgrade certificate", f"**{cell(found.sentence)}**", _table(facts(found), ("", "before", "after"))]
-    blocks += [f"- {cell(note)}" for note in found.notes]
+    blocks = [
+        "# Upgrade certificate",
+        f"**{summary.cell(found.sentence)}**",
+        summary.table(facts(found), ("", "before", "after")),
+    ]
+    blocks += [f"- {summary.cell(note)}" for note in found.notes]
     for table in tables(found):
-        blocks += [f"## {table.title}", *[table.told] * bool(table.told), _table(table.rows, table.header)]
+        blocks += [f"## {table.title}", *[table.told] * bool(table.told), summary.table(table.rows, table.header)]
     if lost := gone(found):
-        blocks += ["## No longer there", "\n".join(f"- {cell(line)}" for line in lost)]
+        blocks += ["## No longer there", "\n".join(f"- {summary.cell(line)}" for line in lost)]
     for kind in KINDS:
         if some := [g for g in groups(found) if g.kind == kind]:
             blocks += [f"## {kind[0].upper()}{kind[1:]}", *map(_group, some)]
@@ -167,25 +170,21 @@ def markdown(found: Certificate) -> str:
 
 
 def _group(group: Group) -> str:
-    lines = [f"**{group.promise}** {cell(group.statement)}", f"{group.checks} of: {cell(group.subjects)}"]
-    lines += [f"- `{check.replace('`', '')}`" + (f"  \n  {cell(told)}" if told else "") for check, told in group.shown]
+    lines = [
+        f"**{group.promise}** {summary.cell(group.statement)}",
+        f"{group.checks} of: {summary.cell(group.subjects)}",
+    ]
+    lines += [
+        f"- `{check.replace('`', '')}`" + (f"  \n  {summary.cell(told)}" if told else "") for check, told in group.shown
+    ]
     lines += [f"- and {group.more} more"] * (group.more > 0)
     return "\n".join([lines[0], "", lines[1], "", *lines[2:]])
 
 
-def _table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    return tabulate([[cell(c) for c in row] for row in rows], header, tablefmt="github", disable_numparse=True)
-
-
-def cell(value: object) -> str:
-    """Text that cannot break out of a table's cell, or into HTML."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
 def html(found: Certificate) -> str:
     """The same as one file without anything beside it."""
-    loader = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    return loader.get_template("certificate.html").render(
+    return page.render(
+        "certificate.html",
         verdict=found.verdict,
         sentence=found.sentence,
         facts=facts(found),

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from reports import curves, html, junit, summary
 from reports.files import checksum, write_json
 from reports.record import Record, read
@@ -20,18 +18,20 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
     """A run as Markdown: verdict, stack, what was not verified, promises, what did not pass, how to reproduce."""
     lines = [
         "# Conformance report",
-        f"**{_cell(run['verdict']['sentence'])}**",
-        _table(summary.facts(run, environment), ("", "what this run stood on")),
+        f"**{summary.cell(run['verdict']['sentence'])}**",
+        summary.table(summary.facts(run, environment), ("", "what this run stood on")),
         "## What was not verified",
-        "\n".join(f"- {_cell(line)}" for line in _unverified(records, run)) or "Nothing that was owed.",
+        "\n".join(f"- {summary.cell(line)}" for line in _unverified(records, run)) or "Nothing that was owed.",
         "## Promises",
-        _table(summary.by_promise(records), ("promise", "sentence", "checks", "outcome", "most of allowed", "seconds")),
+        summary.table(
+            summary.by_promise(records), ("promise", "sentence", "checks", "outcome", "most of allowed", "seconds")
+        ),
         *curves.section(records)[0],
     ]
     if rows := summary.agreement(records):
         lines += [
             "## Agreement of quantized models with the released one",
-            _table(rows, ("quantizer", "device", "model", *summary.METRICS, "tokens", "outcome")),
+            summary.table(rows, ("quantizer", "device", "model", *summary.METRICS, "tokens", "outcome")),
             "Estimates with their 95 % intervals, clustered by document.",
         ]
     if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
@@ -39,7 +39,7 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
         lines += [_failure(r) for r in bad]
     lines += [
         "## Tightest passes",
-        _table(summary.tightest(records, 20), ("promise", "check", "quantity", "measured ÷ allowed")),
+        summary.table(summary.tightest(records, 20), ("promise", "check", "quantity", "measured ÷ allowed")),
         "## Reproduce",
         f"```\n{summary.reproduce(run, environment)}\n```",
         "Every record in records.jsonl carries its own rerun command and seed. `python -m reports.verify RUN` judges "
@@ -54,18 +54,9 @@ def _unverified(records: Sequence[Record], run: Mapping[str, Any]) -> list[str]:
 
 
 def _failure(record: Record) -> str:
-    waived = f"\n\nWaived: {_cell(json.dumps(record.waiver, sort_keys=True))}" if record.waiver else ""
-    name = _cell(record.check).replace("`", "'")
+    waived = f"\n\nWaived: {summary.cell(json.dumps(record.waiver, sort_keys=True))}" if record.waiver else ""
+    name = summary.cell(record.check).replace("`", "'")
     return f"### {record.outcome}: `{name}`\n\n```\n{record.message.replace('```', '` ` `')}\n```{waived}"
-
-
-def _table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
-    return tabulate([[_cell(c) for c in row] for row in rows], header, tablefmt="github", disable_numparse=True)
-
-
-def _cell(value: Any) -> str:
-    """Text that cannot break out of a table's cell, and is neither a tag, a link nor a picture."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 # Rows of the short form: a job's summary is read on one screen, and its size has a limit.
@@ -75,11 +66,11 @@ SHORT = 30
 def short(records: Sequence[Record], run: Mapping[str, Any]) -> str:
     """The verdict, what was not verified and what did not pass, as Markdown for the summary of a CI job."""
     bad, missing = summary.not_passed(records), _unverified(records, run)
-    lines = [f"## Spiritlevel\n\n**{_cell(run['verdict']['sentence'])}**"]
+    lines = [f"## Spiritlevel\n\n**{summary.cell(run['verdict']['sentence'])}**"]
     if missing:
-        lines.append("Not verified:\n\n" + "\n".join(f"- {_cell(line)}" for line in missing[:SHORT]))
+        lines.append("Not verified:\n\n" + "\n".join(f"- {summary.cell(line)}" for line in missing[:SHORT]))
     if bad:
-        lines.append(_table(bad[:SHORT], ("outcome", "promise", "check", "why")))
+        lines.append(summary.table(bad[:SHORT], ("outcome", "promise", "check", "why")))
     if more := max(0, len(bad) - SHORT) + max(0, len(missing) - SHORT):
         lines.append(f"and {more:,} more, in report.html")
     return "\n\n".join(lines) + "\n"
