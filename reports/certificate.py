@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from reports import html as page
 from reports import summary
+from reports.markdown import cell, table
 from reports.pairing import KINDS, SAFE, Entry
 from reports.record import plain
 from reports.upgrade import Certificate
@@ -77,7 +78,7 @@ def tables(found: Certificate) -> list[Table]:
         Table("Token by token", FLIPS, flips, TOLD.format(asked=len(found.flips), same=len(found.flips) - len(flips))),
         Table("What drifts", ("promise", "quantity", "subject", "after ÷ before", "grew in", "p"), drifts, DRIFTS),
     ]
-    return [table for table in every if table.rows]
+    return [part for part in every if part.rows]
 
 
 FLIPS = (
@@ -153,14 +154,14 @@ def markdown(found: Certificate) -> str:
     """The whole certificate."""
     blocks = [
         "# Upgrade certificate",
-        f"**{summary.cell(found.sentence)}**",
-        summary.table(facts(found), ("", "before", "after")),
+        f"**{cell(found.sentence)}**",
+        table(facts(found), ("", "before", "after")),
     ]
-    blocks += [f"- {summary.cell(note)}" for note in found.notes]
-    for table in tables(found):
-        blocks += [f"## {table.title}", *[table.told] * bool(table.told), summary.table(table.rows, table.header)]
+    blocks += [f"- {cell(note)}" for note in found.notes]
+    for part in tables(found):
+        blocks += [f"## {part.title}", *[part.told] * bool(part.told), table(part.rows, part.header)]
     if lost := gone(found):
-        blocks += ["## No longer there", "\n".join(f"- {summary.cell(line)}" for line in lost)]
+        blocks += ["## No longer there", "\n".join(f"- {cell(line)}" for line in lost)]
     for kind in KINDS:
         if some := [g for g in groups(found) if g.kind == kind]:
             blocks += [f"## {kind[0].upper()}{kind[1:]}", *map(_group, some)]
@@ -171,12 +172,10 @@ def markdown(found: Certificate) -> str:
 
 def _group(group: Group) -> str:
     lines = [
-        f"**{group.promise}** {summary.cell(group.statement)}",
-        f"{group.checks} of: {summary.cell(group.subjects)}",
+        f"**{group.promise}** {cell(group.statement)}",
+        f"{group.checks} of: {cell(group.subjects)}",
     ]
-    lines += [
-        f"- `{check.replace('`', '')}`" + (f"  \n  {summary.cell(told)}" if told else "") for check, told in group.shown
-    ]
+    lines += [f"- `{check.replace('`', '')}`" + (f"  \n  {cell(told)}" if told else "") for check, told in group.shown]
     lines += [f"- and {group.more} more"] * (group.more > 0)
     return "\n".join([lines[0], "", lines[1], "", *lines[2:]])
 

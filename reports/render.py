@@ -11,6 +11,7 @@ from typing import Any
 
 from reports import curves, html, junit, summary
 from reports.files import checksum, write_json
+from reports.markdown import cell, table
 from reports.record import Record, read
 
 
@@ -18,20 +19,18 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
     """A run as Markdown: verdict, stack, what was not verified, promises, what did not pass, how to reproduce."""
     lines = [
         "# Conformance report",
-        f"**{summary.cell(run['verdict']['sentence'])}**",
-        summary.table(summary.facts(run, environment), ("", "what this run stood on")),
+        f"**{cell(run['verdict']['sentence'])}**",
+        table(summary.facts(run, environment), ("", "what this run stood on")),
         "## What was not verified",
-        "\n".join(f"- {summary.cell(line)}" for line in _unverified(records, run)) or "Nothing that was owed.",
+        "\n".join(f"- {cell(line)}" for line in _unverified(records, run)) or "Nothing that was owed.",
         "## Promises",
-        summary.table(
-            summary.by_promise(records), ("promise", "sentence", "checks", "outcome", "most of allowed", "seconds")
-        ),
+        table(summary.by_promise(records), ("promise", "sentence", "checks", "outcome", "most of allowed", "seconds")),
         *curves.section(records)[0],
     ]
     if rows := summary.agreement(records):
         lines += [
             "## Agreement of quantized models with the released one",
-            summary.table(rows, ("quantizer", "device", "model", *summary.METRICS, "tokens", "outcome")),
+            table(rows, ("quantizer", "device", "model", *summary.METRICS, "tokens", "outcome")),
             "Estimates with their 95 % intervals, clustered by document.",
         ]
     if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
@@ -39,7 +38,7 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
         lines += [_failure(r) for r in bad]
     lines += [
         "## Tightest passes",
-        summary.table(summary.tightest(records, 20), ("promise", "check", "quantity", "measured ÷ allowed")),
+        table(summary.tightest(records, 20), ("promise", "check", "quantity", "measured ÷ allowed")),
         "## Reproduce",
         f"```\n{summary.reproduce(run, environment)}\n```",
         "Every record in records.jsonl carries its own rerun command and seed. `python -m reports.verify RUN` judges "
@@ -54,8 +53,8 @@ def _unverified(records: Sequence[Record], run: Mapping[str, Any]) -> list[str]:
 
 
 def _failure(record: Record) -> str:
-    waived = f"\n\nWaived: {summary.cell(json.dumps(record.waiver, sort_keys=True))}" if record.waiver else ""
-    name = summary.cell(record.check).replace("`", "'")
+    waived = f"\n\nWaived: {cell(json.dumps(record.waiver, sort_keys=True))}" if record.waiver else ""
+    name = cell(record.check).replace("`", "'")
     return f"### {record.outcome}: `{name}`\n\n```\n{record.message.replace('```', '` ` `')}\n```{waived}"
 
 
@@ -66,11 +65,11 @@ SHORT = 30
 def short(records: Sequence[Record], run: Mapping[str, Any]) -> str:
     """The verdict, what was not verified and what did not pass, as Markdown for the summary of a CI job."""
     bad, missing = summary.not_passed(records), _unverified(records, run)
-    lines = [f"## Spiritlevel\n\n**{summary.cell(run['verdict']['sentence'])}**"]
+    lines = [f"## Spiritlevel\n\n**{cell(run['verdict']['sentence'])}**"]
     if missing:
-        lines.append("Not verified:\n\n" + "\n".join(f"- {summary.cell(line)}" for line in missing[:SHORT]))
+        lines.append("Not verified:\n\n" + "\n".join(f"- {cell(line)}" for line in missing[:SHORT]))
     if bad:
-        lines.append(summary.table(bad[:SHORT], ("outcome", "promise", "check", "why")))
+        lines.append(table(bad[:SHORT], ("outcome", "promise", "check", "why")))
     if more := max(0, len(bad) - SHORT) + max(0, len(missing) - SHORT):
         lines.append(f"and {more:,} more, in report.html")
     return "\n\n".join(lines) + "\n"

@@ -29,16 +29,6 @@ def short(check: str) -> str:
     return check.removeprefix("suites/")
 
 
-def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
-    """A table in Markdown."""
-    return tabulate([[cell(c) for c in row] for row in rows], header, tablefmt="github", disable_numparse=True)
-
-
-def cell(value: object) -> str:
-    """Text that cannot break out of a table's cell, or into HTML."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
 def not_passed(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     """outcome, promise, check and why, of every check that did not pass."""
     return [(r.outcome, r.promise, short(r.check), reason(r)) for r in records if r.outcome != "passed"]
