@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from reports import curves, summary
+from reports import claims, curves, summary
 from reports.record import Record, read
 
 
@@ -34,6 +34,8 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
             _table(rows, ("quantizer", "device", "model", *summary.METRICS, "tokens", "outcome")),
             "Estimates with their 95 % intervals, clustered by document.",
         ]
+    if found := claims.rows(records, run):
+        lines += ["## Claims", _table(claims.cells(found), claims.HEADER)]
     if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
         lines.append("## What did not pass")
         lines += [_failure(r) for r in bad]
