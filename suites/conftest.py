@@ -42,7 +42,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if name in metafunc.fixturenames and name not in given:
             subjects = bench.registry.of(kind, claims.get(kind, ()))
             subjects += bench.served.absent if kind == "models" else []
+            if kind == "models" and "claim" in metafunc.fixturenames:
+                subjects = [bench.audited]
             metafunc.parametrize(name, subjects, ids=[s.name for s in subjects], indirect=True)
+    if "claim" in metafunc.fixturenames:
+        (mark,) = metafunc.definition.iter_markers("capability")
+        stated = bench.claims(mark.args[0])
+        metafunc.parametrize("claim", stated, ids=[c.name for c in stated])
     if "dtype" in metafunc.fixturenames and "dtype" not in given:
         metafunc.parametrize("dtype", DTYPES, ids=[_short(d) for d in DTYPES])
     if "device" in metafunc.fixturenames:
@@ -82,6 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     bench = _bench(config)
     claimed = {name for names in bench.deployment.claims.values() for name in names}
+    claimed |= {claim.name for claim in bench.deployment.measured}
     reasons = {item: _refusal(item, _params(item)) for item in items}
     tried = {name for item in items if not reasons[item] for name in _subjects(item)}
     kept, asked = [], set()
@@ -116,7 +123,7 @@ def _subjects(item: pytest.Item) -> list[str]:
 
 def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
     for mark in item.iter_markers("capability"):
-        if mark.args[0] not in _bench(item.config).deployment.claims.get("capabilities", ()):
+        if mark.args[0] not in _bench(item.config).deployment.relied_on:
             return f"{mark.args[0]} is not claimed"
     device, dtype = params.get("device", "cpu"), params.get("dtype")
     depth = item.config.getoption("tier")
