@@ -6,9 +6,6 @@ import torch
 from fixtures import text
 from fixtures.engagement import intended, quantized_names
 
-# Tokens of each of the 48 documents, as in the checks of quantization.
-LENGTH = 64
-
 
 @torch.no_grad()
 @pytest.mark.capability("agreement")
@@ -19,7 +16,7 @@ def test_quantizer_agrees_as_is_claimed(claim, case, device, bench, tokenized, j
 
     full, candidate = (bench.shelf.model(case, torch.float32, device), bench.shelf.quantized(case, quantizer, device))
     judge.exactly("quantized layers", quantized_names(candidate, quantizer), intended(full, quantizer))
-    found = bench.shelf.agreement(case, quantizer, device, tokenized(LENGTH))
+    found = bench.shelf.agreement(case, quantizer, device, tokenized(claim.this.context))
 
     judge.evidence |= {"text": text.checksum(), "tokens": len(found.kl)}
     judge.claim(claim, found.intervals()[claim.measure])

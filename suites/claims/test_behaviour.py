@@ -24,11 +24,11 @@ def test_answers_are_as_deterministic_as_is_claimed(claim, case, device, sides, 
 def test_attention_is_the_one_that_is_claimed(claim, case, device, sides, bench, draw, judge):
     """CLAIM-7: the attn_implementation in effect MUST be the claimed one, and its kernels those that run."""
     (served,) = sides
-    backend = bench.registry.named("attention", claim.word)
-    wanted = backend.kernels.get(device.type, ())
+    wanted, instead = bench.audit.kernels(claim.word, device)
 
-    with kernels(device, wanted) as seen:
+    with kernels(device, [*wanted, *instead]) as seen:
         served.answer(served.ids(draw))
 
     judge.claim(claim, served.model.config._attn_implementation)
     judge.ran("kernels", wanted, seen)
+    judge.did_not_run("kernels of another", instead, seen)
