@@ -34,6 +34,8 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
             _table(rows, ("quantizer", "device", "model", *summary.METRICS, "tokens", "outcome")),
             "Estimates with their 95 % intervals, clustered by document.",
         ]
+    if timed := summary.ratios(records):
+        lines += ["## Time of two ways in turn", _table(timed, ("ratio", "subject", "device", "measured", "outcome"))]
     if found := claims.rows(records, run):
         lines += ["## Claims", _table(claims.cells(found), claims.HEADER)]
     if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:

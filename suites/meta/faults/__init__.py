@@ -139,6 +139,7 @@ from suites.meta.faults import (  # noqa: E402 - each registers its faults here
     scores,
     shapes,
     tables,
+    throughput,
     tiles,
     weights,
 )
@@ -174,6 +175,7 @@ __all__ = [
     "scores",
     "shapes",
     "tables",
+    "throughput",
     "tiles",
     "weights",
 ]
