@@ -55,6 +55,8 @@ def _tests(record: Record, claim: Mapping[str, Any]) -> bool:
     """Whether a record is evidence of a claim: its own check, one of its promises, or one of a subject of its name."""
     if "kind" not in claim:
         return record.parameters.get("claim") == str(claim["name"])
+    if "claim" in record.parameters:
+        return False
     if claim["kind"] == "devices":
         return record.device == str(claim["name"])
     return record.promise in set(claim["promises"]) or str(claim["name"]) in record.subject.split(", ")
@@ -65,12 +67,15 @@ def _row(claim: Mapping[str, Any], about: Sequence[Record]) -> Row:
     deciding = sorted(about, key=lambda r: order.index(r.outcome))
     told: Mapping[str, Any] = next((found for r in deciding if (found := r.evidence.get("claim"))), {})
     outcome = deciding[0].outcome if deciding else ""
-    # A waiver excuses a failure of the library's; that what is claimed is not so, it does not change.
-    word = WORDS["failed"] if outcome == "waived" and "kind" not in claim else WORDS.get(outcome, NOT_ASKED)
+    word = WORDS.get(outcome, NOT_ASKED)
+    if "kind" not in claim and outcome == "waived":
+        word = WORDS["failed"]  # it is excused, and untrue all the same
+    elif "kind" not in claim and outcome == "failed" and deciding[0].crash:
+        word = WORDS["inconclusive"]  # nothing was measured
     return Row(
         str(claim["says"]),
         str(claim.get("claimed", "")),
-        _measured(told) if told else _counted(about),
+        _measured(told) if told else _counted(about) if "kind" in claim else "",
         str(claim.get("unit", "")),
         word,
         tuple(r.check for r in deciding),

@@ -82,7 +82,7 @@ def _devices(bench: Any) -> list[Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What a subject declares not to take is not collected; what is absent is asked for once a promise.
+    """What a subject declares not to take is not collected; what is absent is asked for once a promise, or claim.
 
     A subject that is claimed and takes nothing of what is here is asked for too, and ends unverified.
     """
@@ -95,7 +95,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         owed = [name for name in _subjects(item) if name in claimed - tried]
         absent = [v.name for v in _params(item).values() if isinstance(v, Absent)]
-        once = (getattr(item, "function", item), *owed, *absent, str(_params(item).get("device")))
+        params = _params(item)
+        once = (getattr(item, "function", item), *owed, *absent, str(params.get("device")), str(params.get("claim")))
         if (reasons[item] and not owed) or ((owed or absent) and once in asked):
             bench.not_here[reasons[item] or "absent"] += 1
             continue
