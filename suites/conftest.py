@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             if kind == "models" and "claim" in metafunc.fixturenames:
                 subjects = [bench.audited]
             metafunc.parametrize(name, subjects, ids=[s.name for s in subjects], indirect=True)
-    if "claim" in metafunc.fixturenames:
+    if "claim" in metafunc.fixturenames and "claim" not in given:
         (mark,) = metafunc.definition.iter_markers("capability")
         stated = bench.claims(mark.args[0])
         metafunc.parametrize("claim", stated, ids=[c.name for c in stated])
