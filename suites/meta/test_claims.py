@@ -201,6 +201,16 @@ def test_a_run_without_claims_has_no_rows():
     assert claims.rows([record("passed")], {}) == []
 
 
+def test_what_is_not_claimed_is_not_owed_and_neither_is_a_session_of_its_own(conformance):
+    found = conformance(
+        "suites/claims", "suites/positions/test_tables.py", "-k", "rope-default and 1000", "--require=core"
+    )
+
+    assert "no check of ATTN-1" in found.verdict, found.printed
+    assert "CLAIM" not in found.verdict
+    assert "TIME" not in found.verdict
+
+
 def test_a_shape_becomes_a_checkpoint_that_loads_whole():
     from transformers import AutoModelForCausalLM
 
