@@ -12,7 +12,7 @@ from fixtures.engagement import intended, quantized_names
 @pytest.mark.applies(real=(True,))
 def test_quantizer_agrees_as_is_claimed(claim, case, device, bench, tokenized, judge):
     """CLAIM-4: a quantized model MUST agree with the released one as closely as a claim says."""
-    quantizer = bench.registry.named("quantizers", claim.this.quantizer)
+    quantizer = bench.audit.quantizer(case, claim.this.quantizer, device)
 
     full, candidate = (bench.shelf.model(case, torch.float32, device), bench.shelf.quantized(case, quantizer, device))
     judge.exactly("quantized layers", quantized_names(candidate, quantizer), intended(full, quantizer))
