@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
     add("--allow-pickle", action="store_true", help="load pickled weights")
     add("--seed", type=int, default=0, help="seed of every input and every seeded model (0)")
+    add("--shape", type=Path, metavar="CONFIG", help="audit claims on random weights of this config.json's shape")
     add("--tier", choices=["standard", "full"], default="standard", help="full adds architectures and lengths")
     add("--report", type=Path, metavar="FOLDER", help="where the run goes (reports/runs/<time>-<host>)")
     add("--allow-partial", action="store_true", help="exit 0 although something was not verified")
@@ -76,8 +77,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return  # no conformance run
     known, kept = promises.find(), checks.of(items)
     refusals.misspelt(bench, known, collected)
-    claimed = bench.deployment.claims.get("capabilities", ())
-    selection = config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, claimed)
+    relied_on = bench.deployment.relied_on
+    selection = config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, relied_on)
     config.stash[RUN].facts["selection"] = selection.asked
     _refuse_a_baseline(config)
     if kept and not option.collectonly:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reports import curves, html, junit, summary
+from reports import claims, curves, html, junit, summary
 from reports.files import checksum, write_json
 from reports.markdown import cell, table
 from reports.record import Record, read
@@ -33,6 +33,10 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
             table(rows, ("quantizer", "device", "model", *summary.METRICS, "tokens", "outcome")),
             "Estimates with their 95 % intervals, clustered by document.",
         ]
+    if timed := summary.ratios(records):
+        lines += ["## Time of two ways in turn", table(timed, ("ratio", "subject", "device", "measured", "outcome"))]
+    if found := claims.rows(records, run):
+        lines += ["## Claims", table(claims.cells(found), claims.HEADER)]
     if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
         lines.append("## What did not pass")
         lines += [_failure(r) for r in bad]
@@ -80,7 +84,7 @@ def write(folder: Path, records: Sequence[Record], run: Mapping[str, Any], envir
     pictures = curves.section(records)[1]
     written = {
         "report.md": markdown(records, run, environment),
-        "report.html": html.page(records, run, environment),
+        "report.html": html.page(records, run, environment, claims.rows(records, run)),
         "report.xml": junit.xml(records, run),
         **pictures,
     }

@@ -131,6 +131,12 @@ def facts(run: Mapping[str, Any], environment: Mapping[str, Any]) -> list[tuple[
     ]
 
 
+def ratios(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """what, subject, device, ratio with its interval, outcome, of checks that timed two ways in turn."""
+    found = [(r, timed) for r in records if (timed := r.evidence.get("ratio"))]
+    return [(timed["what"], r.subject, r.device, _interval(timed["ratio"]), r.outcome) for r, timed in found]
+
+
 def stack(environment: Mapping[str, Any]) -> str:
     """The stack in one line."""
     gpus = ", ".join(f"{g['name']} (sm {g['capability']})" for g in environment.get("gpus", ())) or "no GPU"

@@ -42,7 +42,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if name in metafunc.fixturenames and name not in given:
             subjects = bench.registry.of(kind, claims.get(kind, ()))
             subjects += bench.served.absent if kind == "models" else []
+            if kind == "models" and "claim" in metafunc.fixturenames:
+                subjects = [bench.audited]
             metafunc.parametrize(name, subjects, ids=[s.name for s in subjects], indirect=True)
+    if "claim" in metafunc.fixturenames and "claim" not in given:
+        (mark,) = metafunc.definition.iter_markers("capability")
+        stated = bench.claims(mark.args[0])
+        metafunc.parametrize("claim", stated, ids=[c.name for c in stated])
     if "dtype" in metafunc.fixturenames and "dtype" not in given:
         metafunc.parametrize("dtype", DTYPES, ids=[_short(d) for d in DTYPES])
     if "device" in metafunc.fixturenames:
@@ -76,19 +82,21 @@ def _devices(bench: Any) -> list[Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What a subject declares not to take is not collected; what is absent is asked for once a promise.
+    """What a subject declares not to take is not collected; what is absent is asked for once a promise, or claim.
 
     A subject that is claimed and takes nothing of what is here is asked for too, and ends unverified.
     """
     bench = _bench(config)
     claimed = {name for names in bench.deployment.claims.values() for name in names}
+    claimed |= {claim.name for claim in bench.deployment.measured}
     reasons = {item: _refusal(item, _params(item)) for item in items}
     tried = {name for item in items if not reasons[item] for name in _subjects(item)}
     kept, asked = [], set()
     for item in items:
         owed = [name for name in _subjects(item) if name in claimed - tried]
         absent = [v.name for v in _params(item).values() if isinstance(v, Absent)]
-        once = (getattr(item, "function", item), *owed, *absent, str(_params(item).get("device")))
+        params = _params(item)
+        once = (getattr(item, "function", item), *owed, *absent, str(params.get("device")), str(params.get("claim")))
         if (reasons[item] and not owed) or ((owed or absent) and once in asked):
             bench.not_here[reasons[item] or "absent"] += 1
             continue
@@ -116,7 +124,7 @@ def _subjects(item: pytest.Item) -> list[str]:
 
 def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
     for mark in item.iter_markers("capability"):
-        if mark.args[0] not in _bench(item.config).deployment.claims.get("capabilities", ()):
+        if mark.args[0] not in _bench(item.config).deployment.relied_on:
             return f"{mark.args[0]} is not claimed"
     device, dtype = params.get("device", "cpu"), params.get("dtype")
     depth = item.config.getoption("tier")

@@ -14,6 +14,9 @@ import pytest
 from suites import checks
 from suites.checks import SUITES
 
+# Areas with a session of their own: what stands there is owed only where it is asked for.
+APART = frozenset({"throughput"})
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -51,7 +54,7 @@ def select(
     option, args = config.option, config.args
     by_name = option.keyword or option.markexpr not in ("", "gpu") or any("::" in arg for arg in args)
     if option.require:
-        owed = {p.id for p in known}
+        owed = {p.id for p in known if p.area not in APART}
     elif by_name:
         owed = checks.promised(kept)
     else:
@@ -61,7 +64,7 @@ def select(
     owed -= {p.id for p in known if p.capability and p.capability not in capabilities}
     wanted = {item for item in applicable or collected if item.get_closest_marker("gpu") or not option.markexpr}
     left_out = 0 if by_name and not option.require else len(wanted - set(kept))
-    scope = _scope(option, {p.area for p in known}, set(map(checks.area, collected)))
+    scope = _scope(option, {p.area for p in known} - APART, set(map(checks.area, collected)))
     return Selection(owed, scope, len(kept), left_out, _asked(config))
 
 

@@ -30,7 +30,8 @@ def ask(conformance, tmp_path):
     def run(fault):
         path, words = fault.checks
         deployment = tmp_path / "deployment.toml"
-        deployment.write_text(f"[claims]\ncapabilities = {list(fault.claims)}\n", encoding="utf-8")
+        claims = f"[claims]\ncapabilities = {list(fault.claims)}\n{fault.states}"
+        deployment.write_text(claims, encoding="utf-8")
         return conformance(ROOT / "suites" / path, "-k", words, f"--deployment={deployment}", *fault.options)
 
     return run
@@ -41,7 +42,7 @@ HEALTHY = {}
 
 def healthy_run(fault, ask):
     """The same checks without a fault, once for each question."""
-    question = fault.checks, fault.claims, fault.options
+    question = fault.checks, fault.claims, fault.options, fault.states
     if question not in HEALTHY:
         HEALTHY[question] = ask(fault)
     return HEALTHY[question]

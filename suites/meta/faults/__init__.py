@@ -27,6 +27,7 @@ class Fault:
     inject: Callable[[], AbstractContextManager[None]]
     claims: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    states: str = ""
 
 
 FAULTS: dict[str, Fault] = {}
@@ -39,11 +40,13 @@ def fault(
     unseen: str,
     claims: tuple[str, ...] = (),
     options: tuple[str, ...] = (),
+    states: str = "",
 ) -> Callable[[Any], Any]:
     """Register a generator function as a fault.
 
     `checks`: a path below suites/, then words for -k. `claims`: capabilities that the deployment claims, where the
     promise is about one. `options`: more for the command line, as ("--tier", "full").
+    `states`: more of the deployment file.
     """
 
     def register(generator: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
@@ -52,7 +55,7 @@ def fault(
             raise ValueError(f"two faults are called {name}")
         statement = " ".join((generator.__doc__ or "").split())
         FAULTS[name] = Fault(
-            name, statement, promise, checks, source, unseen, contextmanager(generator), claims, options
+            name, statement, promise, checks, source, unseen, contextmanager(generator), claims, options, states
         )
         return generator
 
@@ -116,6 +119,7 @@ from suites.meta.faults import (  # noqa: E402 - each registers its faults here
     cache_rounding,
     cache_rows,
     cache_writes,
+    claims,
     company,
     contexts,
     devices,
@@ -135,6 +139,7 @@ from suites.meta.faults import (  # noqa: E402 - each registers its faults here
     scores,
     shapes,
     tables,
+    throughput,
     tiles,
     weights,
 )
@@ -149,6 +154,7 @@ __all__ = [
     "cache_rounding",
     "cache_rows",
     "cache_writes",
+    "claims",
     "company",
     "contexts",
     "devices",
@@ -169,6 +175,7 @@ __all__ = [
     "scores",
     "shapes",
     "tables",
+    "throughput",
     "tiles",
     "weights",
 ]
