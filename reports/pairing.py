@@ -28,6 +28,8 @@ KINDS = {
     "within the noise floor": SAFE,
     "bitwise equal": SAFE,
 }
+# Healthy stacks take half of a calibrated allowance at most: it is twice the largest they have shown, rounded up.
+HEALTHY = 0.5
 CHECKSUM = re.compile(r"\b[a-z0-9]{32,}\b")
 UNKNOWN = ("unverified", "inconclusive")
 
@@ -126,14 +128,14 @@ def _measured(judgement: Mapping[str, Any]) -> Any:
 def _is_beyond(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether a number that was measured moved, and not within noise.
 
-    Noise is what takes no more of its allowance than before, or than healthy stacks have taken over many seeds; an
-    interval's estimate that stays within the interval of before; and nothing at all where an answer is exact.
+    Noise is what takes no more of its allowance than before, or than healthy stacks do over many seeds; an interval's
+    estimate that stays within the interval of before; and nothing at all where an answer is exact.
     """
     if before.get("quantity") != after.get("quantity"):
         return True
     if _measured(before) == _measured(after) or after.get("headroom") is None:
         return bool(_measured(before) != _measured(after))
-    limit = max(float(before.get("headroom") or 0), float(after.get("healthy") or 0))
+    limit = max(float(before.get("headroom") or 0), 0 if after.get("healthy") is None else HEALTHY)
     low, high = map(float, before.get("interval") or (math.inf, -math.inf))
     return not (float(after["headroom"]) <= limit or low <= float(after["measured"]) <= high)
 

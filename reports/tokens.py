@@ -70,7 +70,7 @@ def compare(check: str, what: str, before: Mapping[str, Any], after: Mapping[str
         lost=lost,
         won=won,
         p=float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0,
-        right=_clustered(new["right"] * 1.0 - old["right"], before["documents"]),
+        right=_share(new["right"] * 1.0 - old["right"], before["documents"]),
         logp=_clustered(new["logp"].astype(np.float64) - old["logp"], before["documents"]),
     )
 
@@ -79,14 +79,18 @@ def _columns(kept: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     return {name: np.frombuffer(zlib.decompress(base64.b64decode(kept[name])), kind) for name, kind in COLUMNS.items()}
 
 
-def _clustered(values: NDArray[np.float64], documents: list[int]) -> Range:
-    """Their mean; documents are the unit, of unequal size (Cochran 1977, Sampling Techniques, section 9A.2).
+def _share(changes: NDArray[np.float64], documents: list[int]) -> Range:
+    """The mean of changes of -1, 0 and 1. Where none changed the width would be 0: the rule of three bounds it.
 
-    Where all are 0 the width would be 0: the rule of three bounds it (Hanley and Lippman-Hand 1983, JAMA 249:1743).
+    (Hanley and Lippman-Hand 1983, JAMA 249:1743.)
     """
+    bound = 3 / len(changes)
+    return _clustered(changes, documents) if changes.any() else Range(0.0, -bound, bound)
+
+
+def _clustered(values: NDArray[np.float64], documents: list[int]) -> Range:
+    """Their mean; documents are the unit, of unequal size (Cochran 1977, Sampling Techniques, section 9A.2)."""
     mean, sizes, count = float(values.mean()), np.array(documents), len(documents)
-    if not values.any():
-        return Range(0.0, -3 / len(values), 3 / len(values))
     if count < 2:
         return Range(mean, -math.inf, math.inf)
     totals = np.add.reduceat(values, np.cumsum(sizes) - sizes)

@@ -16,8 +16,8 @@ The certificate of an upgrade says one of
 Paired are checks of the same node id whose promise says the same. Of one that passes in both,
 
 - bitwise equal: the checksum of its output, what was said of each token, and every number is the same;
-- within the noise floor: they are not, but no number takes more of its allowance than before, or more than healthy
-  stacks took over many seeds; an interval's estimate lies within the interval of before;
+- within the noise floor: they are not, but no number takes more of its allowance than before, or than the half that
+  healthy stacks take of a calibrated one over many seeds; an interval's estimate lies within the interval of before;
 - moved within the allowance: all others, and answers that are exact, such as a kernel's name, where they are new.
 
 A flip is unexplained where either run had its first choice ahead by more than plain arithmetic in that dtype turns

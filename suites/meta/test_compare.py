@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -331,6 +332,16 @@ def test_a_run_is_certified_against_its_baseline(verdict_of, tmp_path, seed, cod
 
     assert (found.code, len(found.records)) == (code, 1 - seed)
     assert told in found.printed
+
+
+def test_what_was_said_is_kept_of_a_trained_model_that_answered_every_token():
+    ids, scores = torch.arange(TEXTS * 5).view(TEXTS, 5) % VOCABULARY, logits()[: TEXTS * 5].view(TEXTS, 5, VOCABULARY)
+    trained, small = SimpleNamespace(real=True), SimpleNamespace(real=False)
+
+    found = tokens.said(trained, scores, ids)["said"]["text"]
+
+    assert (found["documents"], found["noise"]) == ([4] * TEXTS, tokens.floor(torch.float32))
+    assert tokens.said(small, scores, ids) == tokens.said(trained, scores[:, 1:], ids) == {}
 
 
 def test_outputs_that_differ_in_a_bit_are_told_apart():
