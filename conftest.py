@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections import defaultdict
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fixtures import hookspecs, waivers
+from fixtures import environment, hookspecs, waivers
 from fixtures.bench import Bench, assemble
 from fixtures.deployment import BadInput
+from fixtures.judgement import Judge
 from reports import promises, summary, verdict, wording
 from reports.record import Record, worse
 from reports.run import Run, begin
-from suites import checks, ending, refusals
+from suites import checks, ending, refusals, workers
 from suites.selection import Selection, select
+from suites.writer import Writer
 
 BENCH, RUN, SELECTION = pytest.StashKey[Bench](), pytest.StashKey[Run](), pytest.StashKey[Selection]()
-PENDING = pytest.StashKey[Record]()
-WARNED: defaultdict[str, list[str]] = defaultdict(list)  # by node id; pytest hands that hook no config
+PENDING, WARNED = pytest.StashKey[Record](), pytest.StashKey[list[warnings.WarningMessage]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,12 +44,16 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     option, now = config.option, datetime.datetime.now()
     config.addinivalue_line("markers", "gpu: a check that runs on CUDA")
     config.addinivalue_line("markers", "applies(**declared): only subjects that declare one of these values")
     config.addinivalue_line("markers", "capability(name): only where deployment.toml claims it")
-    refusals.surroundings(config)
+    refusals.surroundings()
+    workers.prepare(config)
+    if told := getattr(config, "workerinput", {}):
+        environment.tell(pickle.loads(told["environment"]))
     try:
         bench = config.stash[BENCH] = assemble(config.pluginmanager, option, now.date())
     except BadInput as error:
@@ -55,6 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
     here, arguments = bench.environment.as_dict(), config.invocation_params.args
     config.stash[RUN] = begin(option.report, here, bench.facts(), arguments, now)
     config.pluginmanager.register(bench, "spiritlevel-bench")
+    register = config.pluginmanager.register
+    register(workers.Worker(bench, told) if told else Writer(config.stash[RUN]))
+    if workers.wanted(config):
+        register(workers.Controller(config, bench, config.stash[RUN], _dead))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -74,7 +84,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     refusals.misspelt(bench, known, collected)
     claimed = bench.deployment.claims.get("capabilities", ())
     config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, claimed)
-    if kept and not option.collectonly:
+    if kept and not option.collectonly and not workers.is_worker(config):
         try:
             config.stash[RUN].open()
         except OSError as error:
@@ -96,15 +106,32 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if checks.PROMISE in item.stash and (call.when == "call" or call.excinfo is not None):
         record = item.stash[PENDING] = worse(item.stash.get(PENDING, None), _record(item, call))
         ending.show(report, item, record.outcome, record.message, crash=record.crash)
+    if call.when == "teardown" and PENDING in item.stash:  # all is known; whoever writes it may be another process
+        report.record = dataclasses.replace(item.stash[PENDING], warnings=_warnings(item)).line()
     return report
 
 
+def _warnings(item: pytest.Item) -> tuple[str, ...]:
+    said = [f"{w.category.__name__}: {summary.first_line(str(w.message))}" for w in item.stash[WARNED]]
+    return tuple(dict.fromkeys(said))
+
+
 def _record(item: pytest.Item, call: pytest.CallInfo[None]) -> Record:
-    bench, option = item.config.stash[BENCH], item.config.option
-    about, judge = checks.about(item), checks.judge(item)
-    end = ending.of(call.excinfo.value if call.excinfo else None, judge, about, bench)
+    bench, judge = item.config.stash[BENCH], checks.judge(item)
+    end = ending.of(call.excinfo.value if call.excinfo else None, judge, checks.about(item), bench)
     if end.lost:
         bench.lost = f"the GPU cannot be used since {item.nodeid}: {summary.first_line(end.lost)}"
+        bench.broken = end.outcome == "failed"
+    return _told(item, end, judge, call.duration)
+
+
+def _dead(item: pytest.Item, why: str, seconds: float) -> Record:
+    """What is known of a check whose process ended."""
+    return _told(item, ending.dead(why, checks.about(item)), checks.judge(item), seconds)
+
+
+def _told(item: pytest.Item, end: ending.Ending, judge: Judge, seconds: float) -> Record:
+    bench, option, about = item.config.stash[BENCH], item.config.option, checks.about(item)
     rerun = wording.rerun(item.nodeid, bench.seed, option)
     return Record(
         **about,
@@ -114,25 +141,22 @@ def _record(item: pytest.Item, call: pytest.CallInfo[None]) -> Record:
         message=wording.message(about, end.outcome, end.why, rerun),
         crash=end.crash,
         waiver=end.waiver,
-        seconds=round(call.duration, 3),
+        seconds=round(seconds, 3),
         seed=bench.seed,
         rerun=rerun,
         environment=item.config.stash[RUN].environment,
     )
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
-    """One record a check, written when its teardown and its warnings are in."""
-    result = yield
-    record, warned = item.stash.get(PENDING, None), WARNED.pop(item.nodeid, [])
-    if record is not None:
-        item.config.stash[RUN].add(dataclasses.replace(record, warnings=tuple(dict.fromkeys(warned))))
+    """Warnings are heard here, for the record, and passed on to pytest."""
+    with warnings.catch_warnings(record=True) as heard:
+        item.stash[WARNED] = heard
+        result = yield
+    for w in heard:
+        warnings.warn_explicit(w.message, None, w.filename, w.lineno, source=w.source)
     return result
-
-
-def pytest_warning_recorded(warning_message: Any, nodeid: str) -> None:
-    WARNED[nodeid].append(f"{warning_message.category.__name__}: {summary.first_line(str(warning_message.message))}")
 
 
 def pytest_report_teststatus(report: Any) -> Any:
@@ -142,7 +166,7 @@ def pytest_report_teststatus(report: Any) -> Any:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     stash, option = session.config.stash, session.config.option
-    if SELECTION not in stash or option.collectonly or exitstatus in (3, 4):
+    if SELECTION not in stash or option.collectonly or exitstatus in (3, 4) or workers.is_worker(session.config):
         return
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
     run.notes += bench.notes()
