@@ -17,7 +17,8 @@ from fixtures.deployment import BadInput
 from fixtures.judgement import Judge
 from reports import promises, summary, verdict, wording
 from reports.record import Record, worse
-from reports.run import Run, begin
+from reports.run import Run, begin, checksum
+from reports.verdict import STOPPED
 from suites import checks, ending, refusals, workers
 from suites.selection import Selection, select
 from suites.writer import Writer
@@ -35,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--seed", type=int, default=0, help="seed of every input and every seeded model (0)")
     add("--tier", choices=["standard", "full"], default="standard", help="full adds architectures and lengths")
     add("--report", type=Path, metavar="FOLDER", help="where the run goes (reports/runs/<time>-<host>)")
+    add("--resume", type=Path, metavar="RUN", help="beside the options of before: finish a run that was stopped")
     add("--allow-partial", action="store_true", help="exit 0 although something was not verified")
     add("--checkpoints", type=Path, metavar="FOLDER", help="other reference models than fixtures/checkpoints")
     add("--require", choices=["core"], help="owe every promise, whatever was selected")
@@ -44,7 +46,6 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     option, now = config.option, datetime.datetime.now()
     config.addinivalue_line("markers", "gpu: a check that runs on CUDA")
@@ -59,7 +60,11 @@ def pytest_configure(config: pytest.Config) -> None:
     except BadInput as error:
         raise pytest.UsageError(str(error)) from error
     here, arguments = bench.environment.as_dict(), config.invocation_params.args
-    config.stash[RUN] = begin(option.report, here, bench.facts(), arguments, now)
+    facts = bench.facts() | {"tier": option.tier, "suite": checksum()}
+    try:
+        config.stash[RUN] = begin(option.report, here, facts, arguments, now, None if told else option.resume)
+    except (OSError, ValueError) as error:
+        raise pytest.UsageError(f"--resume {option.resume}: {error}") from error
     config.pluginmanager.register(bench, "spiritlevel-bench")
     register = config.pluginmanager.register
     register(workers.Worker(bench, told) if told else Writer(config.stash[RUN]))
@@ -83,12 +88,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     known, kept = promises.find(), checks.of(items)
     refusals.misspelt(bench, known, collected)
     claimed = bench.deployment.claims.get("capabilities", ())
-    config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, claimed)
+    found = config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, claimed)
+    run = config.stash[RUN]
+    run.facts |= {"scope": found.scope, "owed": sorted(found.owed), "checks": found.count}
     if kept and not option.collectonly and not workers.is_worker(config):
         try:
-            config.stash[RUN].open()
-        except OSError as error:
+            run.open()
+        except (OSError, ValueError) as error:
             raise pytest.UsageError(f"the report cannot be written: {error}") from error
+    judged = getattr(config, "workerinput", {}).get("judged", run.judged)
+    items[:] = [item for item in items if item.nodeid not in judged]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -171,16 +180,25 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
     run.notes += bench.notes()
     run.facts["not_here"] = dict(bench.not_here)
+    failures = session.testsfailed + sum(r.outcome == "failed" for r in run.former or ())
+    missed = selection.missed([r.outcome for r in run.records], failures)
+    if STOPPED in missed:
+        run.notes.append(f"to finish this run, add to its options: --resume={run.folder}")
     found = verdict.judge(
         run.records,
         owed=selection.owed,
         scope=selection.scope,
         stale=waivers.stale(bench.deployment.waivers, bench.environment.versions, run.records),
-        incomplete=selection.missed([r.outcome for r in run.records], session.testsfailed),
+        incomplete=missed,
         nothing=bench.explain() if "gpu" in option.markexpr else "",
         allow_partial=option.allow_partial,
     )
-    run.close(found)
+    try:
+        run.close(found)
+    except OSError as error:
+        run.notes.append(f"the report cannot be written: {error}")
+        session.exitstatus = session.exitstatus or 3
+        return
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = found.exit_code
 

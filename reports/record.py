@@ -87,11 +87,20 @@ def parse(line: str) -> Record:
 
 
 def append(path: Path, record: Record) -> None:
-    """Write one line and have it on the disk before the next check starts."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(record.line() + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Write one line and have it on the disk before the next check starts. Raises OSError, and leaves no half of it."""
+    line = f"{record.line()}\n".encode()
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        end = os.lseek(file, 0, os.SEEK_END)
+        try:
+            while line:
+                line = line[os.write(file, line) :]
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, end)
+            raise
+    finally:
+        os.close(file)
 
 
 def read(path: Path) -> list[Record]:

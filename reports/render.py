@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from reports import curves, summary
+from reports import curves, summary, verdict
 from reports.record import Record, read
 
 
@@ -52,7 +52,7 @@ def _facts(run: Mapping[str, Any], environment: Mapping[str, Any]) -> list[tuple
     return [
         ("deployment", run.get("deployment", "")),
         ("model", run.get("model", "")),
-        ("when", run.get("started", "")),
+        ("when", "; gone on with on ".join([run.get("started", ""), *run.get("resumed", ())])),
         ("stack", summary.stack(environment)),
         ("CUDA, cuDNN", f"{environment.get('cuda') or 'none'}, {environment.get('cudnn') or 'none'}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
@@ -87,10 +87,25 @@ def write(folder: Path, records: Sequence[Record], run: Mapping[str, Any], envir
         (folder / name).write_text(picture, encoding="utf-8")
 
 
+def load(folder: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]]:
+    """Records, facts and environment of a run, also of one that was killed: its verdict follows from what is there."""
+    records = read(folder / "records.jsonl")
+    run, environment = (_json(folder / f"{name}.json") for name in ("run", "environment"))
+    if "verdict" not in run:
+        told = {"owed": run.get("owed", ()), "scope": run.get("scope", "of a run that was cut off")}
+        found = verdict.judge(records, **told, incomplete=[verdict.STOPPED])
+        run["verdict"] = {"name": found.name, "sentence": found.sentence, "exit_code": found.exit_code}
+    return records, run, environment
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
 def main(arguments: list[str]) -> int:
     folder = Path(arguments[0])
-    run, environment = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("run", "environment"))
-    write(folder, read(folder / "records.jsonl"), run, environment)
+    write(folder, *load(folder))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from reports.verdict import STOPPED
 from suites import checks
 from suites.checks import SUITES
 
@@ -28,7 +29,7 @@ class Selection:
         """Why not all was run that was asked for, by the checks' outcomes and what pytest counts as failures."""
         told = {
             f"{self.left_out} checks deselected": self.left_out,
-            "stopped before its end": len(outcomes) < self.count,
+            STOPPED: len(outcomes) < self.count,
             "errors outside the checks": failures > outcomes.count("failed"),
         }
         return [why for why, holds in told.items() if holds]

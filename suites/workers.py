@@ -71,11 +71,12 @@ class Controller:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
         if ids != list(self.items):
-            pytest.exit(f"worker {node.gateway.id} does not see the checks that this process sees", returncode=3)
+            pytest.exit(f"worker {node.gateway.id} does not see the checks that this process sees", returncode=2)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         node.workerinput["environment"] = pickle.dumps(self.bench.environment)
+        node.workerinput["judged"] = sorted(self.run.judged)
         node.workerinput["last_words"] = str(self._last_words(node))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:

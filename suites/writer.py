@@ -26,4 +26,4 @@ class Writer:
             self.run.add(parse(line))
         except OSError as error:
             # nothing that is measured from here on could be kept
-            pytest.exit(f"the record of {report.nodeid} cannot be written: {error}", returncode=3)
+            pytest.exit(f"the record of {report.nodeid} cannot be written: {error}", returncode=2)
