@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fixtures import environment, hookspecs, waivers
+from fixtures import environment, hookspecs, policy, waivers
 from fixtures.bench import Bench, assemble
 from fixtures.deployment import BadInput
 from fixtures.judgement import Judge
@@ -24,6 +24,7 @@ from suites.selection import Selection, select
 from suites.writer import Writer
 
 BENCH, RUN, SELECTION = pytest.StashKey[Bench](), pytest.StashKey[Run](), pytest.StashKey[Selection]()
+REQUIRED = pytest.StashKey[set[str]]()
 PENDING, WARNED = pytest.StashKey[Record](), pytest.StashKey[list[warnings.WarningMessage]]()
 
 
@@ -34,12 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
     add("--allow-pickle", action="store_true", help="load pickled weights")
     add("--seed", type=int, default=0, help="seed of every input and every seeded model (0)")
-    add("--tier", choices=["standard", "full"], default="standard", help="full adds architectures and lengths")
+    tiers = "smoke asks a few questions of everything in a minute, full adds architectures and lengths"
+    add("--tier", choices=["smoke", "standard", "full"], default="standard", help=tiers)
     add("--report", type=Path, metavar="FOLDER", help="where the run goes (reports/runs/<time>-<host>)")
     add("--resume", type=Path, metavar="RUN", help="beside the options of before: finish a run that was stopped")
     add("--allow-partial", action="store_true", help="exit 0 although something was not verified")
     add("--checkpoints", type=Path, metavar="FOLDER", help="other reference models than fixtures/checkpoints")
-    add("--require", choices=["core"], help="owe every promise, whatever was selected")
+    add("--policy", type=Path, metavar="FILE", help="sets of promises (fixtures/policy.toml)")
+    add("--require", metavar="SETS", help="owe these sets or areas, by commas, whatever was selected: --require=core")
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -50,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     option, now = config.option, datetime.datetime.now()
     config.addinivalue_line("markers", "gpu: a check that runs on CUDA")
     config.addinivalue_line("markers", "applies(**declared): only subjects that declare one of these values")
+    config.addinivalue_line("markers", "takes_minutes: not asked by --tier=smoke")
     config.addinivalue_line("markers", "capability(name): only where deployment.toml claims it")
     refusals.surroundings()
     workers.prepare(config)
@@ -57,10 +61,14 @@ def pytest_configure(config: pytest.Config) -> None:
         environment.tell(pickle.loads(told["environment"]))
     try:
         bench = config.stash[BENCH] = assemble(config.pluginmanager, option, now.date())
+        source = option.policy or policy.DEFAULT
+        sets = policy.read(source)
+        asked = option.require.split(",") if option.require else ()
+        required = config.stash[REQUIRED] = policy.owed(source, sets, asked, promises.find())
     except BadInput as error:
         raise pytest.UsageError(str(error)) from error
     here, arguments = bench.environment.as_dict(), config.invocation_params.args
-    facts = bench.facts() | {"tier": option.tier, "suite": checksum()}
+    facts = bench.facts() | {"tier": option.tier, "suite": checksum(), "policy": sets, "required": sorted(required)}
     try:
         config.stash[RUN] = begin(option.report, here, facts, arguments, now, None if told else option.resume)
     except (OSError, ValueError) as error:
@@ -88,7 +96,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     known, kept = promises.find(), checks.of(items)
     refusals.misspelt(bench, known, collected)
     claimed = bench.deployment.claims.get("capabilities", ())
-    found = config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, claimed)
+    required = config.stash[REQUIRED]
+    found = config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, claimed, required)
     run = config.stash[RUN]
     run.facts |= {"scope": found.scope, "owed": sorted(found.owed), "checks": found.count}
     if kept and not option.collectonly and not workers.is_worker(config):

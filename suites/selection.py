@@ -42,17 +42,18 @@ def select(
     applicable: list[pytest.Item],
     kept: list[pytest.Item],
     capabilities: Collection[str],
+    required: Collection[str] = (),
 ) -> Selection:
     """The selection that a command line comes to.
 
     `known` are the promises of the suites; `collected` the checks in the paths that were asked for, `applicable`
-    those of them that apply here, `kept` those that are to run.
+    those of them that apply here, `kept` those that are to run; `required` are the promises that a policy owes.
     """
     option, args = config.option, config.args
     by_name = option.keyword or option.markexpr not in ("", "gpu") or any("::" in arg for arg in args)
     if option.require:
-        owed = {p.id for p in known}
-    elif by_name:
+        owed = set(required)
+    elif by_name or option.tier == "smoke":
         owed = checks.promised(kept)
     else:
         asked = [(config.invocation_params.dir / arg.split("::")[0]).resolve() for arg in args]
@@ -69,6 +70,6 @@ def select(
 def _scope(option: Any, known: set[str], areas: set[str]) -> str:
     """What the verdict is about, in words."""
     told = ["all areas" if known <= areas else f"{', '.join(sorted(areas)) or 'nothing'} only"]
-    told += ["tier full"] * (option.tier == "full")
+    told += [f"tier {option.tier}"] * (option.tier != "standard")
     told += [f"-{letter} {said!r}" for letter, said in (("k", option.keyword), ("m", option.markexpr)) if said]
     return ", ".join(told)
