@@ -103,8 +103,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if kept and not option.collectonly and not workers.is_worker(config):
         try:
             run.open()
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise pytest.UsageError(f"the report cannot be written: {error}") from error
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
     judged = getattr(config, "workerinput", {}).get("judged", run.judged)
     items[:] = [item for item in items if item.nodeid not in judged]
 

@@ -34,6 +34,16 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
             _table(rows, ("quantizer", "device", "model", *summary.METRICS, "tokens", "outcome")),
             "Estimates with their 95 % intervals, clustered by document.",
         ]
+    if rows := summary.waivers(records, run):
+        header = ("promise", "checks", "reason", "owner", "age", "until", "link")
+        lines += ["## Waivers", _table(rows, header)]
+    if rows := summary.erosion(records):
+        header = ("slack of", "allowed", "calibrated", "ratio", "reason", "owner", "until")
+        lines += [
+            "## Slacks that the deployment file changes",
+            _table(rows, header),
+            "A ratio above 1 is erosion: a fault of that size is no longer seen.",
+        ]
     if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
         lines.append("## What did not pass")
         lines += [_failure(r) for r in bad]

@@ -142,7 +142,7 @@ def checksum(folder: Path = ROOT) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in files if p.suffix in (".py", ".toml") and not {"meta", "runs"} & set(p.parts)):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 def default_folder(root: Path, host: str, now: datetime.datetime) -> Path:

@@ -207,9 +207,9 @@ def case(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def judge(request: pytest.FixtureRequest) -> Judge:
+def judge(request: pytest.FixtureRequest, bench: Any) -> Judge:
     """The judge of this check's promise."""
-    return Judge(str(request.function.__doc__).split(":")[0].strip())
+    return Judge(str(request.function.__doc__).split(":")[0].strip(), slacks=bench.deployment.slacks)
 
 
 @pytest.fixture
