@@ -90,6 +90,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Any:
     bench, option, collected = config.stash[BENCH], config.option, checks.of(items)
     refusals.slips(items)
+    refusals.crowded(config, collected)
     yield
     if not collected and not option.require:
         return  # no conformance run

@@ -18,6 +18,7 @@ from fixtures.oracles import decoder
 from fixtures.reach import Reader
 from fixtures.references import References
 from fixtures.subjects import Absent
+from suites import checks, workers
 
 REFUSED = pytest.StashKey[str]()
 
@@ -136,6 +137,8 @@ def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
     for mark in item.iter_markers("capability"):
         if mark.args[0] not in _bench(item.config).deployment.claims.get("capabilities", ()):
             return f"{mark.args[0]} is not claimed"
+    if workers.involved(item.config) and checks.area(item) in workers.ALONE:
+        return f"{checks.area(item)} is measured in a run without workers"
     device, dtype = params.get("device", "cpu"), params.get("dtype")
     depth = item.config.getoption("tier")
     for subject in params.values():

@@ -10,7 +10,7 @@ import pytest
 
 from fixtures import environment
 from fixtures.bench import Bench
-from suites import checks
+from suites import checks, workers
 from suites.checks import PROMISE, SUITES
 
 
@@ -18,6 +18,13 @@ def surroundings() -> None:
     """A run on a stack that is not supported would blame it on the deployment."""
     if misfits := environment.out_of_range(SUITES.parent / "pyproject.toml"):
         raise pytest.UsageError("; ".join(misfits))
+
+
+def crowded(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+    """A run of nothing but what measures time has nothing to do in workers."""
+    areas = {checks.area(item) for item in items}
+    if workers.involved(config) and areas and areas <= workers.ALONE:
+        raise pytest.UsageError(f"{', '.join(areas)} measures time: run it without -n")
 
 
 def slips(items: Iterable[pytest.Item]) -> None:

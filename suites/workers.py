@@ -26,6 +26,9 @@ from reports.run import Run
 # After so many dead workers a run is given up: a stack on which every check kills its process shows no more.
 RESTARTS = 32
 
+# Areas whose checks measure time, which a neighbour would spoil.
+ALONE = frozenset({"throughput"})
+
 # How much of a dead worker's last words a record keeps.
 LAST_WORDS = 4000
 
@@ -37,6 +40,11 @@ def wanted(config: pytest.Config) -> bool:
 
 def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
+
+
+def involved(config: pytest.Config) -> bool:
+    """Whether checks run in workers, asked of either side."""
+    return wanted(config) or is_worker(config)
 
 
 def prepare(config: pytest.Config) -> None:

@@ -43,6 +43,14 @@ def test_two_workers_come_to_what_one_process_comes_to(conformance):
     assert [r.environment for r in two.records] == [r.environment for r in one.records]
 
 
+def test_what_measures_time_is_refused_in_workers(verdict_of, monkeypatch):
+    monkeypatch.setattr(workers, "ALONE", {"checks"})
+    found = verdict_of([PASSES], "", "-n1")
+
+    assert found.code == 4
+    assert "checks measures time: run it without -n" in found.printed
+
+
 @pytest.mark.parametrize(("alive", "outcome"), [(True, "failed"), (False, "unverified")])
 def test_a_process_that_ended_with_its_gpu_failed_nothing(monkeypatch, alive, outcome):
     monkeypatch.setattr(environment, "device_is_alive", lambda device: alive)
