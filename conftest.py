@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except BadInput as error:
         raise pytest.UsageError(str(error)) from error
     here, arguments = bench.environment.as_dict(), config.invocation_params.args
-    facts = bench.facts() | {"tier": option.tier, "suite": checksum(), "policy": sets, "required": sorted(required)}
+    facts = bench.facts() | {"tier": option.tier, "programs": checksum(), "policy": sets, "required": sorted(required)}
     try:
         config.stash[RUN] = begin(option.report, here, facts, arguments, now, None if told else option.resume)
     except (OSError, ValueError) as error:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "reports" / "runs"
 
 # What two parts of one run must have in common, beside the environment.
-COMMON = ("deployment", "model", "seed", "tier", "suite", "given", "required", "scope", "owed", "checks")
+COMMON = ("deployment", "model", "seed", "tier", "programs", "given", "required", "scope", "owed", "checks")
 
 
 @dataclass

@@ -52,7 +52,7 @@ def select(
     option, args = config.option, config.args
     by_name = option.keyword or option.markexpr not in ("", "gpu") or any("::" in arg for arg in args)
     if option.require:
-        owed = set(required)
+        owed = set(required) | {p.id for p in known if p.capability}
     elif by_name or option.tier == "smoke":
         owed = checks.promised(kept)
     else:

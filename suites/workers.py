@@ -35,7 +35,8 @@ LAST_WORDS = 4000
 
 def wanted(config: pytest.Config) -> bool:
     """Whether workers were asked for, by the process that would start them."""
-    return bool(getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None))
+    many = getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None)
+    return bool(many) and not config.option.collectonly
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -110,6 +111,9 @@ class Controller:
         said = words.read_text(encoding="utf-8", errors="replace").strip() if words.exists() else ""
         record = self.dead(self.items[crashitem], f"{why}\n{said[:LAST_WORDS]}".strip(), seconds)
         report.when, report.longrepr, report.record = "call", record.message, record.line()
+
+    def pytest_unconfigure(self) -> None:
+        self.words.cleanup()
 
     def _last_words(self, node: Any) -> Path:
         return Path(self.words.name) / f"{node.gateway.id}.txt"

@@ -120,10 +120,10 @@ def test_a_run_is_not_finished_on_anything_else(verdict_of, killed, deployment, 
 
 
 def test_a_run_is_not_finished_on_another_stack(tmp_path):
-    Run(tmp_path, {"versions": {"torch": "2.6"}}, {"suite": "a"}).open()
+    Run(tmp_path, {"versions": {"torch": "2.6"}}, {"programs": "a"}).open()
 
-    with pytest.raises(ValueError, match=r"suite was 'a' and is 'b'; versions was {'torch': '2\.6'} and is"):
-        Run(tmp_path, {"versions": {"torch": "2.7"}}, {"suite": "b"}, former=[]).open()
+    with pytest.raises(ValueError, match=r"programs was 'a' and is 'b'; versions was {'torch': '2\.6'} and is"):
+        Run(tmp_path, {"versions": {"torch": "2.7"}}, {"programs": "b"}, former=[]).open()
 
 
 def test_a_full_disk_leaves_no_half_of_a_record(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A check that ends its process is a record, and the others still run."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from fixtures import environment
 from suites import ending, workers
 from suites.meta.conftest import FAILS, PASSES
+from suites.meta.test_report import RECORD
 
 KILLS = '''
     def test_kills(judge):
@@ -49,6 +51,31 @@ def test_what_measures_time_is_refused_in_workers(verdict_of, monkeypatch):
 
     assert found.code == 4
     assert "checks measures time: run it without -n" in found.printed
+
+
+@pytest.mark.parametrize(("broken", "ends"), [(False, False), (True, True)])
+def test_a_worker_ends_itself_where_a_check_broke_its_context(monkeypatch, broken, ends):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    bench = SimpleNamespace(broken=False)
+    running = workers.Worker(bench, {}).pytest_runtest_protocol()
+
+    next(running)
+    bench.broken = broken
+    with pytest.raises(StopIteration):
+        running.send(True)
+
+    assert left == [1] * ends
+
+
+def test_a_check_that_was_recorded_before_its_process_ended_is_not_recorded_twice():
+    run = SimpleNamespace(records=[RECORD])
+    controller = workers.Controller(None, None, run, None, items={RECORD.check: None}, words=None)
+    report = SimpleNamespace(outcome="failed", when="???")
+
+    controller.pytest_handlecrashitem(RECORD.check, report)
+
+    assert report == SimpleNamespace(outcome="passed", when="teardown")
 
 
 @pytest.mark.parametrize(("alive", "outcome"), [(True, "failed"), (False, "unverified")])
