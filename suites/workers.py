@@ -74,7 +74,9 @@ class Controller:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self, specs: list[Any]) -> None:
         """A worker sees one GPU, the next worker the next; a worker that takes a dead one's place sees the same."""
-        for spec, visible in zip(specs, shares(len(specs), self.bench.environment.gpus, os.environ), strict=True):
+        shared = shares(len(specs), self.bench.environment.gpus, os.environ)
+        self.bench.exercised = len({str(visible) for visible in shared})
+        for spec, visible in zip(specs, shared, strict=True):
             spec.env |= visible
 
     @pytest.hookimpl(optionalhook=True)
