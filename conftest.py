@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections import defaultdict
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fixtures import hookspecs, waivers
+from fixtures import environment, hookspecs, policy, waivers
 from fixtures.bench import Bench, assemble
 from fixtures.deployment import BadInput
+from fixtures.judgement import Judge
 from reports import certificate, compare, promises, summary, verdict, wording
 from reports.record import Record, worse
-from reports.run import Run, begin
+from reports.run import Run, begin, checksum
 from reports.upgrade import Certificate, Side
-from suites import checks, ending, refusals
+from reports.verdict import STOPPED
+from suites import checks, ending, refusals, workers
 from suites.selection import Selection, select
+from suites.writer import Writer
 
 BENCH, RUN, SELECTION = pytest.StashKey[Bench](), pytest.StashKey[Run](), pytest.StashKey[Selection]()
-PENDING, CERTIFICATE = pytest.StashKey[Record](), pytest.StashKey[Certificate]()
-WARNED: defaultdict[str, list[str]] = defaultdict(list)  # by node id; pytest hands that hook no config
+REQUIRED, CERTIFICATE = pytest.StashKey[set[str]](), pytest.StashKey[Certificate]()
+PENDING, WARNED = pytest.StashKey[Record](), pytest.StashKey[list[warnings.WarningMessage]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,11 +37,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--allow-pickle", action="store_true", help="load pickled weights")
     add("--seed", type=int, default=0, help="seed of every input and every seeded model (0)")
     add("--shape", type=Path, metavar="CONFIG", help="audit claims on random weights of this config.json's shape")
-    add("--tier", choices=["standard", "full"], default="standard", help="full adds architectures and lengths")
+    tiers = "smoke asks a few questions of everything in a minute, full adds architectures and lengths"
+    add("--tier", choices=["smoke", "standard", "full"], default="standard", help=tiers)
     add("--report", type=Path, metavar="FOLDER", help="where the run goes (reports/runs/<time>-<host>)")
+    add("--resume", type=Path, metavar="RUN", help="beside the options of before: finish a run that was stopped")
     add("--allow-partial", action="store_true", help="exit 0 although something was not verified")
     add("--checkpoints", type=Path, metavar="FOLDER", help="other reference models than fixtures/checkpoints")
-    add("--require", choices=["core"], help="owe every promise, whatever was selected")
+    add("--policy", type=Path, metavar="FILE", help="sets of promises (fixtures/policy.toml)")
+    add("--require", metavar="SETS", help="owe these sets or areas, by commas, whatever was selected: --require=core")
     add("--baseline", type=Path, metavar="RUN", help="--baseline=RUN: certify this run against that one, from before")
     add("--across-models", action="store_true", help="compare with a baseline although its model is another one")
 
@@ -50,16 +57,32 @@ def pytest_configure(config: pytest.Config) -> None:
     option, now = config.option, datetime.datetime.now()
     config.addinivalue_line("markers", "gpu: a check that runs on CUDA")
     config.addinivalue_line("markers", "applies(**declared): only subjects that declare one of these values")
+    config.addinivalue_line("markers", "takes_minutes: not asked by --tier=smoke")
     config.addinivalue_line("markers", "capability(name): only where deployment.toml claims it")
-    refusals.surroundings(config)
+    refusals.surroundings()
+    workers.prepare(config)
+    if told := getattr(config, "workerinput", {}):
+        environment.tell(pickle.loads(told["environment"]))
     try:
         bench = config.stash[BENCH] = assemble(config.pluginmanager, option, now.date())
+        source = option.policy or policy.DEFAULT
+        sets = policy.read(source)
+        asked = option.require.split(",") if option.require else ()
+        required = config.stash[REQUIRED] = policy.owed(source, sets, asked, promises.find())
     except BadInput as error:
         raise pytest.UsageError(str(error)) from error
     here, arguments = bench.environment.as_dict(), config.invocation_params.args
-    kept = {"deployment.toml": option.deployment}
-    config.stash[RUN] = begin(option.report, here, bench.facts(), arguments, now, kept)
+    facts = bench.facts() | {"tier": option.tier, "programs": checksum(), "policy": sets, "required": sorted(required)}
+    kept = {"deployment.toml": option.deployment, "policy.toml": option.policy}
+    try:
+        config.stash[RUN] = begin(option.report, here, facts, arguments, now, kept, None if told else option.resume)
+    except (OSError, ValueError) as error:
+        raise pytest.UsageError(f"--resume {option.resume}: {error}") from error
     config.pluginmanager.register(bench, "spiritlevel-bench")
+    register = config.pluginmanager.register
+    register(workers.Worker(bench, told) if told else Writer(config.stash[RUN]))
+    if workers.wanted(config):
+        register(workers.Controller(config, bench, config.stash[RUN], _dead))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,20 +95,26 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Any:
     bench, option, collected = config.stash[BENCH], config.option, checks.of(items)
     refusals.slips(items)
+    refusals.crowded(config, collected)
     yield
     if not collected and not option.require:
         return  # no conformance run
     known, kept = promises.find(), checks.of(items)
     refusals.misspelt(bench, known, collected)
-    relied_on = bench.deployment.relied_on
-    selection = config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, relied_on)
-    config.stash[RUN].facts["selection"] = selection.asked
+    relied_on, required = bench.deployment.relied_on, config.stash[REQUIRED]
+    found = config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, relied_on, required)
+    run = config.stash[RUN]
+    run.facts |= {"scope": found.scope, "owed": sorted(found.owed), "checks": found.count, "selection": found.asked}
     _refuse_a_baseline(config)
-    if kept and not option.collectonly:
+    if kept and not option.collectonly and not workers.is_worker(config):
         try:
-            config.stash[RUN].open()
+            run.open()
         except OSError as error:
             raise pytest.UsageError(f"the report cannot be written: {error}") from error
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+    judged = getattr(config, "workerinput", {}).get("judged", run.judged)
+    items[:] = [item for item in items if item.nodeid not in judged]
 
 
 def _refuse_a_baseline(config: pytest.Config) -> None:
@@ -116,15 +145,32 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if checks.PROMISE in item.stash and (call.when == "call" or call.excinfo is not None):
         record = item.stash[PENDING] = worse(item.stash.get(PENDING, None), _record(item, call))
         ending.show(report, item, record.outcome, record.message, crash=record.crash)
+    if call.when == "teardown" and PENDING in item.stash:  # all is known; whoever writes it may be another process
+        report.record = dataclasses.replace(item.stash[PENDING], warnings=_warnings(item)).line()
     return report
 
 
+def _warnings(item: pytest.Item) -> tuple[str, ...]:
+    said = [f"{w.category.__name__}: {summary.first_line(str(w.message))}" for w in item.stash[WARNED]]
+    return tuple(dict.fromkeys(said))
+
+
 def _record(item: pytest.Item, call: pytest.CallInfo[None]) -> Record:
-    bench, option = item.config.stash[BENCH], item.config.option
-    about, judge = checks.about(item), checks.judge(item)
-    end = ending.of(call.excinfo.value if call.excinfo else None, judge, about, bench)
+    bench, judge = item.config.stash[BENCH], checks.judge(item)
+    end = ending.of(call.excinfo.value if call.excinfo else None, judge, checks.about(item), bench)
     if end.lost:
         bench.lost = f"the GPU cannot be used since {item.nodeid}: {summary.first_line(end.lost)}"
+        bench.broken = end.outcome == "failed"
+    return _told(item, end, judge, call.duration)
+
+
+def _dead(item: pytest.Item, why: str, seconds: float) -> Record:
+    """What is known of a check whose process ended."""
+    return _told(item, ending.dead(why, checks.about(item)), checks.judge(item), seconds)
+
+
+def _told(item: pytest.Item, end: ending.Ending, judge: Judge, seconds: float) -> Record:
+    bench, option, about = item.config.stash[BENCH], item.config.option, checks.about(item)
     rerun = wording.rerun(item.nodeid, bench.seed, option)
     return Record(
         **about,
@@ -134,25 +180,22 @@ def _record(item: pytest.Item, call: pytest.CallInfo[None]) -> Record:
         message=wording.message(about, end.outcome, end.why, rerun),
         crash=end.crash,
         waiver=end.waiver,
-        seconds=round(call.duration, 3),
+        seconds=round(seconds, 3),
         seed=bench.seed,
         rerun=rerun,
         environment=item.config.stash[RUN].environment,
     )
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
-    """One record a check, written when its teardown and its warnings are in."""
-    result = yield
-    record, warned = item.stash.get(PENDING, None), WARNED.pop(item.nodeid, [])
-    if record is not None:
-        item.config.stash[RUN].add(dataclasses.replace(record, warnings=tuple(dict.fromkeys(warned))))
+    """Warnings are heard here, for the record, and passed on to pytest."""
+    with warnings.catch_warnings(record=True) as heard:
+        item.stash[WARNED] = heard
+        result = yield
+    for w in heard:
+        warnings.warn_explicit(w.message, None, w.filename, w.lineno, source=w.source)
     return result
-
-
-def pytest_warning_recorded(warning_message: Any, nodeid: str) -> None:
-    WARNED[nodeid].append(f"{warning_message.category.__name__}: {summary.first_line(str(warning_message.message))}")
 
 
 def pytest_report_teststatus(report: Any) -> Any:
@@ -162,21 +205,30 @@ def pytest_report_teststatus(report: Any) -> Any:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     stash, option = session.config.stash, session.config.option
-    if SELECTION not in stash or option.collectonly or exitstatus in (3, 4):
+    if SELECTION not in stash or option.collectonly or exitstatus in (3, 4) or workers.is_worker(session.config):
         return
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
     run.notes += bench.notes()
     run.facts["not_here"] = dict(bench.not_here)
+    failures = session.testsfailed + sum(r.outcome == "failed" for r in run.former or ())
+    missed = selection.missed([r.outcome for r in run.records], failures)
+    if STOPPED in missed:
+        run.notes.append(f"to finish this run, add to its options: --resume={run.folder}")
     terms: dict[str, Any] = {
         "owed": sorted(selection.owed),
         "scope": selection.scope,
         "stale": waivers.stale(bench.deployment.waivers, bench.environment.versions, run.records),
-        "incomplete": selection.missed([r.outcome for r in run.records], session.testsfailed),
+        "incomplete": missed,
         "nothing": bench.explain() if "gpu" in option.markexpr else "",
         "allow_partial": option.allow_partial,
     }
     found = verdict.judge(run.records, **terms)
-    run.close(found, terms)
+    try:
+        run.close(found, terms)
+    except OSError as error:
+        run.notes.append(f"the report cannot be written: {error}")
+        session.exitstatus = session.exitstatus or 3
+        return
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = found.exit_code
     if option.baseline and run.records:

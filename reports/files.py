@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8", errors="replace")  # a path need not be text
+    part.replace(path)
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a mapping so that two of them can be told apart line by line."""
-    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
 
 
 def checksum(path: Path) -> str:

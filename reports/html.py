@@ -61,6 +61,7 @@ def page(
         unverified=[(n, r) for n, r in numbered if r.outcome == "unverified"],
         bad=[(n, r) for n, r in numbered if r.outcome in ("failed", "inconclusive")],
         waivers=_waivers(numbered),
+        erosion=(summary.EROSION, summary.erosion(records), summary.ERODED),
         claims=list(claims),
         lines={r.check: n for n, r in numbered},
         areas=_areas(numbered),

@@ -81,12 +81,32 @@ def plain(value: Any) -> Any:
     return value
 
 
+def parse(line: str) -> Record:
+    """The record that a line holds. Raises ValueError for what is no record of this schema."""
+    data = json.loads(line)
+    known = {f.name for f in fields(Record)}
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not set(data) <= known:
+        raise ValueError(f"not a record of schema {SCHEMA}")
+    data["judgements"] = tuple(data.get("judgements", ()))
+    data["warnings"] = tuple(data.get("warnings", ()))
+    return Record(**data)
+
+
 def append(path: Path, record: Record) -> None:
-    """Write one line and have it on the disk before the next check starts."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(record.line() + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Write one line and have it on the disk before the next check starts. Raises OSError, and leaves no half of it."""
+    line = f"{record.line()}\n".encode()
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        end = os.lseek(file, 0, os.SEEK_END)
+        try:
+            while line:
+                line = line[os.write(file, line) :]
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, end)
+            raise
+    finally:
+        os.close(file)
 
 
 def read(path: Path) -> list[Record]:
@@ -94,21 +114,17 @@ def read(path: Path) -> list[Record]:
 
     Raises ValueError with file and line for anything else that is not a record of this schema.
     """
-    known = {f.name for f in fields(Record)}
     lines = path.read_text(encoding="utf-8").split("\n")
     records = []
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            data = json.loads(line)
-        except ValueError as error:
+            records.append(parse(line))
+        except json.JSONDecodeError as error:
             if number == len(lines):
                 break
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA or not set(data) <= known:
-            raise ValueError(f"{path}, line {number}: not a record of schema {SCHEMA}")
-        data["judgements"] = tuple(data.get("judgements", ()))
-        data["warnings"] = tuple(data.get("warnings", ()))
-        records.append(Record(**data))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return records

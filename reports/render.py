@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reports import claims, curves, html, junit, summary
-from reports.files import checksum, write_json
+from reports import claims, curves, html, junit, summary, verdict
+from reports.files import checksum, write_json, write_text
 from reports.markdown import cell, table
 from reports.record import Record, read
 
@@ -37,6 +37,10 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
         lines += ["## Time of two ways in turn", table(timed, ("ratio", "subject", "device", "measured", "outcome"))]
     if found := claims.rows(records, run):
         lines += ["## Claims", table(claims.cells(found), claims.HEADER)]
+    if rows := summary.waivers(records, run):
+        lines += ["## Waivers", table(rows, summary.WAIVERS)]
+    if rows := summary.erosion(records):
+        lines += ["## Slacks that the deployment file changes", table(rows, summary.EROSION), summary.ERODED]
     if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
         lines.append("## What did not pass")
         lines += [_failure(r) for r in bad]
@@ -89,8 +93,24 @@ def write(folder: Path, records: Sequence[Record], run: Mapping[str, Any], envir
         **pictures,
     }
     for name, text in written.items():
-        (folder / name).write_text(text, encoding="utf-8", errors="replace")  # a path need not be text
+        write_text(folder / name, text)
     return list(written)
+
+
+def load(folder: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]]:
+    """Records, facts and environment of a run, also of one that was killed: its verdict follows from what is there."""
+    records = read(folder / "records.jsonl")
+    run, environment = (_json(folder / f"{name}.json") for name in ("run", "environment"))
+    if "verdict" not in run:
+        told = {"owed": run.get("owed", ()), "scope": run.get("scope", "of a run that was cut off")}
+        found = verdict.judge(records, **told, incomplete=[verdict.STOPPED])
+        run["verdict"] = {"name": found.name, "sentence": found.sentence, "exit_code": found.exit_code}
+    return records, run, environment
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def main(arguments: list[str]) -> int:
@@ -98,8 +118,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m reports.render", description="Write a run's report again.")
     parser.add_argument("run", type=Path, help="the folder of a run")
     folder = parser.parse_args(arguments).run
-    run, environment = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("run", "environment"))
-    written = write(folder, read(folder / "records.jsonl"), run, environment)
+    records, run, environment = load(folder)
+    written = write(folder, records, run, environment)
     if "sha256" in run:
         run["sha256"] |= {name: checksum(folder / name) for name in written}
         write_json(folder / "run.json", run)

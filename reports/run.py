@@ -1,9 +1,14 @@
-"""A run's folder: records as they are judged, and at the end what they come to."""
+"""A run's folder: records as they are judged, and at the end what they come to.
+
+A run that was killed has left its facts, its environment and every record; another process can go on in its folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
+import json
 import os
 import platform
 import re
@@ -17,12 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from reports import render
-from reports.files import checksums, write_json
-from reports.record import Record, append
+from reports.files import checksums, write_json, write_text
+from reports.record import Record, append, read
 from reports.verdict import Verdict
 from reports.wording import homeless, private
 
-RUNS = Path(__file__).parent / "runs"
+ROOT = Path(__file__).parent.parent
+RUNS = ROOT / "reports" / "runs"
+
+# What two parts of one run must have in common, beside the environment.
+COMMON = ("deployment", "model", "data", "seed", "tier", "programs", "given", "required", "scope", "owed", "checks")
 
 
 @dataclass
@@ -30,7 +39,7 @@ class Run:
     """`reports/runs/<time>-<host>/`, or the folder that was asked for; made when the first check is about to run.
 
     kept: name -> text of the files that decided what was owed, such as deployment.toml. Nothing is written that is not
-    `wording.private`.
+    `wording.private`. former: what an earlier part of the run has judged, None where this is the first.
     """
 
     folder: Path
@@ -40,18 +49,45 @@ class Run:
     records: list[Record] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
+    former: Sequence[Record] | None = None
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def judged(self) -> frozenset[str]:
+        """Checks that an earlier part has judged, which this one leaves alone."""
+        return frozenset(record.check for record in self.former or ())
+
     def open(self) -> None:
-        """Make the folder. Raises OSError where it cannot be written, FileExistsError where it holds another run."""
+        """Make the folder, or go on in it.
+
+        Raises OSError where it cannot be written, FileExistsError where it holds another run, ValueError where the
+        earlier part was of another stack, suite, model, deployment or selection.
+        """
+        if self.former is not None:
+            self._go_on(self.former)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / "records.jsonl").exists():
+        if self.former is None and (self.folder / "records.jsonl").exists():
             raise FileExistsError(f"{self.folder} already holds a run: a run is never overwritten")
-        (self.folder / "records.jsonl").touch()
-        self.environment = private(self.environment)
+        self.environment, facts = private(self.environment), private(self.facts)
         write_json(self.folder / "environment.json", self.environment)
+        write_json(self.folder / "run.json", facts)
         for name, text in self.kept.items():
-            (self.folder / name).write_text(private(text), encoding="utf-8")
+            write_text(self.folder / name, private(text))
+        write_text(self.folder / "records.jsonl", "".join(f"{record.line()}\n" for record in self.records))
+
+    def _go_on(self, former: Sequence[Record]) -> None:
+        before, environment = (
+            json.loads((self.folder / f"{n}.json").read_text("utf-8")) for n in ("run", "environment")
+        )
+        now = json.loads(json.dumps(private({"run": self.facts, "environment": self.environment})))
+        pairs = [(key, before.get(key), now["run"].get(key)) for key in COMMON]
+        pairs += [(key, environment.get(key), now["environment"].get(key)) for key in environment | now["environment"]]
+        other = [f"{key} was {was!r} and is {found!r}" for key, was, found in pairs if was != found]
+        if other:
+            raise ValueError(f"{self.folder} cannot be resumed: {'; '.join(other)}")
+        parts = [*before.get("resumed", []), f"{self.facts['started']}, after {len(former)} checks"]
+        self.facts |= {"started": before["started"], "command": before["command"], "resumed": parts}
+        self.records = list(former)
 
     def add(self, record: Record) -> None:
         record = Record(**private(asdict(record)))
@@ -93,10 +129,12 @@ def begin(
     arguments: Sequence[str],
     now: datetime.datetime,
     files: Mapping[str, Path | None],
+    resume: Path | None = None,
 ) -> Run:
     """A run of `pytest ARGUMENTS` on what was `tested`; nothing is written before it is opened.
 
-    `files` are kept under their names, as they are now: a deployment, a policy.
+    `files` are kept under their names, as they are now: a deployment, a policy. resume: the folder of a run to go on
+    with. What it has not verified is tried again. Raises OSError or ValueError where it cannot be read.
     """
     facts = {
         **tested,
@@ -106,17 +144,29 @@ def begin(
     }
     kept = {name: path.expanduser().read_text(encoding="utf-8") for name, path in files.items() if path}
     facts["kept"] = sorted(kept)
+    if resume:
+        former = [record for record in read(resume / "records.jsonl") if record.outcome != "unverified"]
+        return Run(resume, environment, facts, kept, former=former)
     return Run(folder or default_folder(RUNS, platform.node(), now), environment, facts, kept)
 
 
 @cache
 def commit() -> str:
     """The commit that this suite was checked out at, `-dirty` where a file was changed; empty where git cannot tell."""
-    asked = ["git", "-C", str(RUNS.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def checksum(folder: Path = ROOT) -> str:
+    """Of the suite that judges: its programs and tables, without its own tests."""
+    files = [path for name in ("fixtures", "suites", "reports") for path in (folder / name).rglob("*.*")]
+    digest = hashlib.sha256()
+    for path in sorted(p for p in files if p.suffix in (".py", ".toml") and not {"meta", "runs"} & set(p.parts)):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def default_folder(root: Path, host: str, now: datetime.datetime) -> Path:

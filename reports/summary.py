@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,6 +59,48 @@ def by_promise(records: Sequence[Record]) -> list[tuple[str, str, int, str, str,
         most = f"{max(headrooms):.2f}" if headrooms else "exact"
         rows.append((promise, group[0].statement, len(group), told, most, f"{sum(r.seconds for r in group):.0f}"))
     return rows
+
+
+# Headers of the tables of `waivers` and `erosion`, and what is said under the second.
+WAIVERS = ("promise", "checks", "reason", "owner", "age", "until", "link")
+EROSION = ("slack of", "allowed", "calibrated", "ratio", "reason", "owner", "until")
+ERODED = "A ratio above 1 is erosion: a fault of that size is no longer seen."
+
+
+def waivers(records: Sequence[Record], run: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """promise, checks, reason, owner, age in days at the run, end, link: of each waiver that excused something."""
+    groups: dict[tuple[str, ...], int] = defaultdict(int)
+    for record in records:
+        if record.waiver:
+            told = [str(record.waiver.get(key, "")) for key in ("reason", "owner", "since", "expires", "link")]
+            groups[record.promise, *told] += 1
+    return [
+        (promise, str(count), reason, owner, _age(since, str(run.get("started", ""))), expires, link)
+        for (promise, reason, owner, since, expires, link), count in sorted(groups.items())
+    ]
+
+
+def _age(since: str, started: str) -> str:
+    try:
+        begun, now = datetime.date.fromisoformat(since), datetime.date.fromisoformat(started[:10])
+    except ValueError:
+        return "not said"
+    return f"{(now - begun).days} days"
+
+
+def erosion(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """promise, quantity and dtype; allowed, calibrated, ratio; reason, owner, end: of slacks that were changed."""
+    changed = {name: told for r in records for name, told in r.evidence.get("slacks", {}).items()}
+    return [
+        (
+            name,
+            f"{told['slack']:g}",
+            f"{told['calibrated']:g}",
+            f"{told['slack'] / told['calibrated']:.3g}",
+            *(str(told[key]) for key in ("reason", "owner", "expires")),
+        )
+        for name, told in sorted(changed.items())
+    ]
 
 
 # A column of the table of agreement for each: its header, and the name that evidence has for it.
@@ -121,7 +164,7 @@ def facts(run: Mapping[str, Any], environment: Mapping[str, Any]) -> list[tuple[
     return [
         ("deployment", run.get("deployment", "")),
         ("model", run.get("model", "")),
-        ("when", run.get("started", "")),
+        ("when", "; gone on with on ".join([run.get("started", ""), *run.get("resumed", ())])),
         ("stack", stack(environment)),
         ("CUDA, cuDNN", f"{environment.get('cuda') or 'none'}, {environment.get('cudnn') or 'none'}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),

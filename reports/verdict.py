@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from reports.record import OUTCOMES, Record
 
+STOPPED = "stopped before its end"
 EXIT = {"conformant": 0, "non-conformant": 1, "bad input": 4, "unverified": 5, "partial": 6}
 
 

@@ -18,6 +18,7 @@ from fixtures.oracles import decoder
 from fixtures.reach import Reader
 from fixtures.references import References
 from fixtures.subjects import Absent
+from suites import checks, workers
 
 REFUSED = pytest.StashKey[str]()
 
@@ -104,7 +105,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.stash[REFUSED] = f"{', '.join(owed)} is claimed, and cannot be tried here: {reasons[item]}"
         asked.add(once)
         kept.append(item)
-    items[:] = bench.applicable = kept
+    items[:] = bench.applicable = _thinned(bench, kept) if config.getoption("tier") == "smoke" else kept
+
+
+def _thinned(bench: Any, items: list[pytest.Item]) -> list[pytest.Item]:
+    """Of each check the first set of parameters for each subject on each device; none that takes minutes.
+
+    A small model stands for all, where there is one. What is owed and is not here stays, to be unverified.
+    """
+    chosen, asked = set(), set()
+    for item in sorted(items, key=lambda item: any(getattr(v, "real", False) for v in _params(item).values())):
+        params = _params(item)
+        about = [v.name for k, v in params.items() if hasattr(v, "refuses") and k != "case"]
+        question = (getattr(item, "function", item), *about, str(params.get("device")))
+        missing = REFUSED in item.stash or any(isinstance(v, Absent) for v in params.values())
+        if missing or not (question in asked or item.get_closest_marker("takes_minutes")):
+            asked.add(question)
+            chosen.add(item)
+    bench.not_here["left out of tier smoke"] += len(items) - len(chosen)
+    return [item for item in items if item in chosen]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -126,6 +145,8 @@ def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
     for mark in item.iter_markers("capability"):
         if mark.args[0] not in _bench(item.config).deployment.relied_on:
             return f"{mark.args[0]} is not claimed"
+    if workers.involved(item.config) and checks.area(item) in workers.ALONE:
+        return f"{checks.area(item)} is measured in a run without workers"
     device, dtype = params.get("device", "cpu"), params.get("dtype")
     depth = item.config.getoption("tier")
     for subject in params.values():
@@ -197,9 +218,9 @@ def case(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def judge(request: pytest.FixtureRequest) -> Judge:
+def judge(request: pytest.FixtureRequest, bench: Any) -> Judge:
     """The judge of this check's promise."""
-    return Judge(str(request.function.__doc__).split(":")[0].strip())
+    return Judge(str(request.function.__doc__).split(":")[0].strip(), slacks=bench.deployment.slacks)
 
 
 @pytest.fixture

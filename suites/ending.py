@@ -36,6 +36,13 @@ def of(error: BaseException | None, judge: Judge, about: Mapping[str, Any], benc
     return ending
 
 
+def dead(why: str, about: Mapping[str, Any]) -> Ending:
+    """How a check ended whose process did: no waiver excuses it, unless the GPU went away."""
+    ending = Ending("failed", why, crash=True)
+    gone = about["device"] == "cuda" and not environment.device_is_alive("cuda")
+    return _lost(ending) if gone else ending
+
+
 def _judged(error: BaseException | None, judge: Judge) -> Ending:
     told = [j.sentence() for j in judge.judgements if j.outcome == "failed"]
     if isinstance(error, Rejected):

@@ -1,4 +1,4 @@
-"""What would go unnoticed is refused: a run in parts, a stack out of range, a slip in a docstring or a waiver."""
+"""What would go unnoticed is refused: a stack out of range, a slip in a docstring or a waiver."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import pytest
 
 from fixtures import environment
 from fixtures.bench import Bench
-from suites import checks
+from suites import checks, workers
 from suites.checks import PROMISE, SUITES
 
 
-def surroundings(config: pytest.Config) -> None:
-    """A run in parts has no verdict; one on a stack that is not supported would blame it on the deployment."""
-    if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
-        raise pytest.UsageError("a conformance run is one process: run it without -n")
+def surroundings() -> None:
+    """A run on a stack that is not supported would blame it on the deployment."""
     if misfits := environment.out_of_range(SUITES.parent / "pyproject.toml"):
         raise pytest.UsageError("; ".join(misfits))
+
+
+def crowded(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+    """A run of nothing but what measures time has nothing to do in workers."""
+    areas = {checks.area(item) for item in items}
+    if workers.involved(config) and areas and areas <= workers.ALONE:
+        raise pytest.UsageError(f"{', '.join(areas)} measures time: run it without -n")
 
 
 def slips(items: Iterable[pytest.Item]) -> None:

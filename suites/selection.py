@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
+from reports.verdict import STOPPED
 from suites import checks
 from suites.checks import SUITES
-
-# Areas with a session of their own: what stands there is owed only where it is asked for.
-APART = frozenset({"throughput"})
+from suites.workers import ALONE
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Selection:
         """Why not all was run that was asked for, by the checks' outcomes and what pytest counts as failures."""
         told = {
             f"{self.left_out} checks deselected": self.left_out,
-            "stopped before its end": len(outcomes) < self.count,
+            STOPPED: len(outcomes) < self.count,
             "errors outside the checks": failures > outcomes.count("failed"),
         }
         return [why for why, holds in told.items() if holds]
@@ -45,17 +44,18 @@ def select(
     applicable: list[pytest.Item],
     kept: list[pytest.Item],
     capabilities: Collection[str],
+    required: Collection[str] = (),
 ) -> Selection:
     """The selection that a command line comes to.
 
     `known` are the promises of the suites; `collected` the checks in the paths that were asked for, `applicable`
-    those of them that apply here, `kept` those that are to run.
+    those of them that apply here, `kept` those that are to run; `required` are the promises that a policy owes.
     """
     option, args = config.option, config.args
     by_name = option.keyword or option.markexpr not in ("", "gpu") or any("::" in arg for arg in args)
     if option.require:
-        owed = {p.id for p in known if p.area not in APART}
-    elif by_name:
+        owed = set(required) | {p.id for p in known if p.capability}
+    elif by_name or option.tier == "smoke":
         owed = checks.promised(kept)
     else:
         asked = [(config.invocation_params.dir / arg.split("::")[0]).resolve() for arg in args]
@@ -64,7 +64,7 @@ def select(
     owed -= {p.id for p in known if p.capability and p.capability not in capabilities}
     wanted = {item for item in applicable or collected if item.get_closest_marker("gpu") or not option.markexpr}
     left_out = 0 if by_name and not option.require else len(wanted - set(kept))
-    scope = _scope(option, {p.area for p in known} - APART, set(map(checks.area, collected)))
+    scope = _scope(option, {p.area for p in known} - ALONE, set(map(checks.area, collected)))
     return Selection(owed, scope, len(kept), left_out, _asked(config))
 
 
@@ -78,6 +78,6 @@ def _asked(config: pytest.Config) -> dict[str, Any]:
 def _scope(option: Any, known: set[str], areas: set[str]) -> str:
     """What the verdict is about, in words."""
     told = ["all areas" if known <= areas else f"{', '.join(sorted(areas)) or 'nothing'} only"]
-    told += ["tier full"] * (option.tier == "full")
+    told += [f"tier {option.tier}"] * (option.tier != "standard")
     told += [f"-{letter} {said!r}" for letter, said in (("k", option.keyword), ("m", option.markexpr)) if said]
     return ", ".join(told)

@@ -98,6 +98,8 @@ def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
 NOTHING_GIVEN = {
     "model": "",
     "deployment": None,
+    "checkpoints": None,
+    "policy": None,
     "trust_remote_code": False,
     "allow_pickle": False,
     "tier": "standard",
@@ -110,6 +112,7 @@ NOTHING_GIVEN = {
     [
         ({}, ""),
         ({"model": "/home/me/b c"}, " '--model=~/b c'"),
+        ({"checkpoints": "/home/me/ours", "policy": "p.toml"}, " '--checkpoints=~/ours' --policy=p.toml"),
         ({"tier": "full", "plugins": ["acme"], "allow_pickle": True}, " --allow-pickle --tier=full -p acme"),
     ],
 )

@@ -41,7 +41,6 @@ def test_everything_is_owed_where_core_is_required(conformance):
         (["--model=/nowhere/at/all"], "no such path"),
         ([f"--model={__file__}"], "neither a GGUF file nor a folder"),
         (["--checkpoints=/nowhere/at/all"], "no reference models are there"),
-        (["-n", "2"], "one process|unrecognized arguments"),
     ],
 )
 def test_bad_options_are_refused(verdict_of, options, message, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 
 from reports import verdict
 from reports.record import Record
+from reports.verdict import STOPPED
 
 
 def records(outcomes):
@@ -42,6 +43,32 @@ def records(outcomes):
         ),
         ("passed:A-1", {"stale": ["W"]}, "bad input: stale W: passed, so remove it; 1 passed (all)", 4),
         ("failed:A-1", {"stale": ["W"]}, "non-conformant: 1 failed (all)", 1),
+        ("passed:A-1 waived:A-1 failed:A-1", {}, "non-conformant: 1 passed, 1 failed, 1 waived (all)", 1),
+        ("waived:A-1 unverified:A-1", {}, "partial: 1 waived, 1 unverified (all)", 6),
+        ("waived:A-1 unverified:A-1", {"allow_partial": True}, "partial: 1 waived, 1 unverified (all)", 0),
+        ("passed:A-1 inconclusive:A-1", {"allow_partial": True}, "partial: 1 passed, 1 inconclusive (all)", 0),
+        ("unverified:A-1 inconclusive:A-1", {}, "unverified: 1 inconclusive, 1 unverified (all)", 5),
+        ("failed:A-1 unverified:A-1", {"allow_partial": True}, "non-conformant: 1 failed, 1 unverified (all)", 1),
+        ("passed:B-1", {"owed": []}, "conformant: 1 passed (all)", 0),
+        ("passed:B-1", {"allow_partial": True}, "partial: 1 passed; no check of A-1 (all)", 0),
+        ("unverified:A-1", {"owed": ["A-1", "B-1"]}, "unverified: 1 unverified; no check of B-1 (all)", 5),
+        ("failed:A-1", {"owed": ["A-1", "B-1"]}, "non-conformant: 1 failed; no check of B-1 (all)", 1),
+        ("failed:A-1", {"incomplete": [STOPPED]}, f"non-conformant: 1 failed; {STOPPED} (all)", 1),
+        ("", {"incomplete": [STOPPED], "allow_partial": True}, f"unverified: no check ran; {STOPPED} (all)", 5),
+        (
+            "passed:A-1",
+            {"incomplete": [STOPPED, "errors outside the checks"]},
+            f"partial: 1 passed; {STOPPED}; errors outside the checks (all)",
+            6,
+        ),
+        (
+            "passed:A-1",
+            {"stale": ["W"], "allow_partial": True},
+            "bad input: stale W: passed, so remove it; 1 passed (all)",
+            4,
+        ),
+        ("passed:A-1", {"stale": ["W", "V"]}, "bad input: stale W; stale V: passed, so remove it; 1 passed (all)", 4),
+        ("passed:A-1", {"scope": "attention only"}, "conformant: 1 passed (attention only)", 0),
     ],
 )
 def test_verdict(outcomes, more, sentence, code):

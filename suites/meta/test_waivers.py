@@ -1,5 +1,7 @@
 """A waiver excuses what it names and nothing else, and a deployment file is understood whole or refused."""
 
+import datetime
+
 import pytest
 
 from suites.meta.conftest import CRASHES, FAILS, PASSES
@@ -13,6 +15,23 @@ WAIVER = """
     expires = {expires}
 """
 VALID = WAIVER.format(expires="2999-01-01")
+SLACK = """
+    [[slack]]
+    promise = "ATTN-1"
+    quantity = "gain"
+    dtype = "float32"
+    slack = 0.01
+    reason = "a slow link"
+    owner = "me"
+    expires = 2999-01-01
+"""
+OFF = '''
+    def test_is_off(judge):
+        """ATTN-1: a backend's output MUST be as close to float64 attention as eager attention is in the same dtype."""
+        golden = torch.linspace(1, 2, 512, dtype=torch.float64).reshape(1, 64, 8)
+        noise = 1e-6 * torch.randn(golden.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        judge((golden + noise + 1e-6 * golden).float(), (golden + noise).float(), golden)
+'''
 
 
 @pytest.mark.parametrize(
@@ -50,6 +69,15 @@ def test_waiver(verdict_of, checks, deployment, verdict, code):
         (VALID.replace("promise", "check"), r"there is no check TEST-2"),
         (VALID + "subject = 'sdpa-cudn'", r"there is no subject sdpa-cudn"),
         (VALID + "device = 'gpu'", r"device must be one of cpu, cuda"),
+        (VALID + "since = 'ever'", r"waiver 1\.since must be a date, is 'ever'"),
+        (SLACK.replace("owner", "ower"), r"unknown key slack 1\.ower; did you mean 'owner'"),
+        (SLACK.replace('reason = "a slow link"', ""), r"slack 1 lacks reason"),
+        (SLACK.replace("ATTN-1", "ATTN-99"), r"slack 1\.promise: nothing is calibrated for 'ATTN-99'"),
+        (SLACK.replace("gain", "gian"), r"slack 1\.quantity: nothing is calibrated for 'gian'; there are gain,"),
+        (SLACK.replace("float32", "int8"), r"slack 1\.dtype: nothing is calibrated for 'int8'"),
+        (SLACK.replace("0.01", "0.0"), r"slack 1\.slack must be more than 0"),
+        (SLACK.replace("0.01", "'9'"), r"slack 1\.slack must be a float, is '9'"),
+        (SLACK.replace("2999", "2020"), r"slack 1 expired on 2020-01-01"),
         (VALID + "versions = {pytorch = '>1'}", r"versions\.pytorch is not among what a run records"),
     ],
 )
@@ -58,3 +86,29 @@ def test_bad_input_is_refused_with_file_and_key(verdict_of, deployment, message)
 
     assert found.code == 4
     assert pytest.RaisesExc(Exception, match=message).matches(Exception(found.printed)), found.printed
+
+
+def test_a_slack_that_a_deployment_changes_is_used_and_shown(verdict_of, tmp_path):
+    calibrated, changed = verdict_of([OFF]), verdict_of([OFF], SLACK)
+
+    (record,) = changed.records
+    gain = next(j for j in record.judgements if j["quantity"] == "gain")
+    assert (calibrated.code, changed.code) == (0, 1), calibrated.printed
+    assert gain["allowed"] == 0.01
+    assert gain["detail"].startswith("slack 0.01: set by me until 2999-01-01: a slow link; calibrated ")
+    assert record.evidence["slacks"]["ATTN-1, gain, float32"]["slack"] == 0.01
+    (line,) = (line for line in report(tmp_path).splitlines() if "| a slow link" in line)
+    assert "ATTN-1, gain, float32" in line
+
+
+def test_a_report_lists_what_was_waived_and_for_how_long(verdict_of, tmp_path):
+    since = datetime.date.today() - datetime.timedelta(days=40)
+    found = verdict_of([PASSES, FAILS], f"{VALID}since = {since}")
+
+    assert found.code == 0
+    assert "| 40 days" in report(tmp_path)
+
+
+def report(folder):
+    """The report of the last run."""
+    return max(folder.glob("run-*/report.md"), key=lambda path: path.stat().st_mtime_ns).read_text(encoding="utf-8")

@@ -6,6 +6,8 @@ from fixtures import text
 from fixtures.reach import QUANTIZED, REACHES, ladder, must_reach, passkeys, trained_length
 from fixtures.references import allowed
 
+pytestmark = pytest.mark.takes_minutes
+
 
 @pytest.mark.parametrize("reach", REACHES, ids=str)
 @pytest.mark.applies(real=(True,))

@@ -23,6 +23,7 @@ def test_an_encoding_that_extrapolates_holds_its_loss(reference, context, device
     judge.interval("nats a byte more than at 128", grown, ideal=0, high=allowed()["reference"]["grown"][reference])
 
 
+@pytest.mark.takes_minutes
 @pytest.mark.parametrize(
     ("reference", "context"),
     [("rope-yarn-untrained", Length(LONGEST)), ("rope-dynamic-untrained", Length(TRAINED * 4, tier="full"))],

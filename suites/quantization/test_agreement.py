@@ -9,7 +9,7 @@ from fixtures.engagement import intended, quantized_names
 from fixtures.tokens import floor
 
 # The architectures of tier full are tried under attention so far.
-pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=(True,))]
+pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=(True,)), pytest.mark.takes_minutes]
 
 # Tokens of each of the 48 documents: 48 × 63 predictions.
 LENGTH = 64

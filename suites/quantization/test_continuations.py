@@ -6,7 +6,7 @@ import torch
 from fixtures.continuations import LONGEST, SHORTEST, partings
 
 # The architectures of tier full are tried under attention so far.
-pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=(True,))]
+pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=(True,)), pytest.mark.takes_minutes]
 
 
 @torch.no_grad()

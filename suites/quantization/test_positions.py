@@ -7,7 +7,7 @@ from fixtures.agreement import expected
 from fixtures.stretches import STRETCHES
 
 # The architectures of tier full are tried under attention so far.
-pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=(True,))]
+pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=(True,)), pytest.mark.takes_minutes]
 
 # Tokens of a document where the whole context is not filled.
 LENGTH = 64
