@@ -25,6 +25,6 @@ def test_quantized_weights_take_the_predicted_bytes(case, quantizer, device, jud
     # Loaded anew: some layers repack what they hold at their first forward.
     model = quantizer.load(case.checkpoint(), device)
     measured = storage_bytes(tensors([vars(module) for module in model.modules()]))
-    predicted = weight_bytes(model.config, quantizer.dtype, quantizer.scheme, quantizer.keeps)
+    predicted = weight_bytes(model.config, quantizer.dtype, quantizer.storage or quantizer.scheme, quantizer.keeps)
 
     judge.exactly("bytes of weights, scales and buffers", measured, predicted, unit="bytes")
