@@ -12,7 +12,7 @@ from fixtures.placement import placed, planned, resident, room
 @pytest.mark.applies(tier=("standard",), real=(False,))
 def test_places_hold_what_is_planned_for_them(case, dtype, share, device, make_ids, tmp_path, judge):
     """MEM-11: with `device_map="auto"` a place MUST hold what is planned for it, within its room, requests or not."""
-    allowed = room(case.config(), dtype, device, share)
+    allowed = room(case.checkpoint(), dtype, device, share)
     model = placed(case.checkpoint(), dtype, allowed, tmp_path)
     plan = planned(model, dtype)
 
