@@ -6,9 +6,6 @@ import torch
 from fixtures.meters import storage_bytes, tensors
 from fixtures.oracles.memory import weight_bytes
 
-# The architectures of tier full are tried under attention so far.
-pytestmark = pytest.mark.applies(tier=("standard",))
-
 
 @torch.no_grad()
 def test_weights_take_the_predicted_bytes(case, dtype, device, model, judge):
@@ -19,12 +16,12 @@ def test_weights_take_the_predicted_bytes(case, dtype, device, model, judge):
 
 
 @torch.no_grad()
-@pytest.mark.applies(packed=(True,))
+@pytest.mark.applies(packed=(True,), tier=("standard",))
 def test_quantized_weights_take_the_predicted_bytes(case, quantizer, device, judge):
     """MEM-1: loaded weights MUST take exactly the bytes that config, dtype and quantization scheme predict."""
     # Loaded anew: some layers repack what they hold at their first forward.
     model = quantizer.load(case.checkpoint(), device)
     measured = storage_bytes(tensors([vars(module) for module in model.modules()]))
-    predicted = weight_bytes(model.config, quantizer.dtype, quantizer.scheme, quantizer.keeps)
+    predicted = weight_bytes(model.config, quantizer.dtype, quantizer.storage or quantizer.scheme, quantizer.keeps)
 
     judge.exactly("bytes of weights, scales and buffers", measured, predicted, unit="bytes")

@@ -25,13 +25,14 @@ from pathlib import Path
 from reports import run, verdict
 from reports.record import Record
 folder, now = Path(sys.argv[1]), datetime.datetime.now()
-going = run.begin(folder, {}, {}, [], now, folder if (folder / "records.jsonl").exists() else None)
+going = run.begin(folder, {}, {}, [], now, {}, folder if (folder / "records.jsonl").exists() else None)
 print("about to open", flush=True)
 going.open()
 for check in (f"a.py::test[{i}]" for i in range(600)):
     if check not in going.judged:
         going.add(Record(check, "A-1", "it MUST", "a", "passed", evidence={"text": "x" * 500}))
-going.close(verdict.judge(going.records, owed=["A-1"], scope="all"))
+terms = {"owed": ["A-1"], "scope": "all"}
+going.close(verdict.judge(going.records, **terms), terms)
 """
 
 

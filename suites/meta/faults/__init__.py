@@ -112,6 +112,7 @@ def all_of(*contexts: AbstractContextManager[Any]) -> ExitStack:
 
 
 from suites.meta.faults import (  # noqa: E402 - each registers its faults here
+    allocations,
     arithmetic,
     batches,
     cache_cost,
@@ -147,6 +148,7 @@ from suites.meta.faults import (  # noqa: E402 - each registers its faults here
 __all__ = [
     "FAULTS",
     "Fault",
+    "allocations",
     "arithmetic",
     "batches",
     "cache_cost",

@@ -1,0 +1,80 @@
+"""What a prompt needs while it runs: the peak as a slope and an intercept, and logits where they were asked for."""
+
+import pytest
+import torch
+
+from fixtures.allocations import ONCE, SLOPE, allocations, fitted, measured
+from fixtures.generation import generated
+from fixtures.meters import storage_bytes
+from fixtures.oracles.memory import GATED, logits_bytes, prefill_blocks
+from fixtures.subjects import Sweep
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+UNWINDOWED = (frozenset(), frozenset({"gqa"}))
+
+# On a GPU long enough that what comes once, such as a workspace, is small beside it; and not in float32, in which none
+# of SDPA's fused kernels there takes grouped heads.
+CPU, GPU = frozenset({"cpu"}), frozenset({"cuda"})
+SWEEPS = [
+    Sweep("short", (1, 2), (128, 256, 384), CPU),
+    Sweep("long", (1, 4), (1024, 2048, 3072), GPU, frozenset({torch.bfloat16})),
+]
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
+@pytest.mark.applies(architecture=sorted(GATED), needs=UNWINDOWED, tier=("standard",), real=(False,))
+def test_peak_of_a_prompt_grows_as_predicted(case, dtype, sweep, device, model, make_ids, judge):
+    """MEM-6: each token more of a prompt MUST add to the peak its keys, values and one layer's temporaries, no more."""
+    shared = {"positions", "cosines and sines"}
+    blocks = prefill_blocks(model.config, dtype.itemsize)
+
+    def peak(batch, length):
+        ids = make_ids(batch, length)
+        return measured(lambda: model(ids, use_cache=True, logits_to_keep=1), device).peak
+
+    token, position, once = fitted(peak, sweep.batches, sweep.lengths)
+
+    judge.evidence["bytes for each token"] = blocks
+    for what, found, predicted in (
+        ("bytes for each token", token, sum(size for name, size in blocks.items() if name not in shared)),
+        ("bytes for each position", token + position, sum(blocks.values())),
+    ):
+        judge.between(what, found, predicted * (1 - SLOPE), predicted * (1 + SLOPE), unit="bytes")
+    judge.between("bytes that come once", once, -ONCE, ONCE, unit="bytes")
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.applies(tier=("standard",), real=(False,))
+def test_generate_wants_the_logits_of_one_position(case, dtype, device, model, make_ids, judge):
+    """MEM-12: `generate` MUST compute logits for the last position of a prompt alone, and once a step."""
+    seen = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2]))
+
+    generated(model, make_ids(2, 40), 3)
+    hook.remove()
+
+    judge.exactly("positions that have logits, of 40 tokens and at each step", str(seen), "[1, 1, 1]")
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.applies(tier=("standard",), real=(False,))
+def test_logits_of_a_whole_prompt_take_their_own_bytes(case, dtype, device, model, make_ids, judge):
+    """MEM-5: logits MUST take their own bytes in the model's dtype, with no copy in another on their way."""
+    ids = make_ids(2, 128)
+    predicted = logits_bytes(model.config, 2, 128, dtype.itemsize)
+    model(ids, use_cache=False)
+
+    with allocations(device) as since:
+        hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: since.begin())
+        logits = model(ids, use_cache=False).logits
+        hook.remove()
+
+    judge.exactly("dtype of the logits", str(logits.dtype), str(dtype))
+    judge.exactly("bytes of the logits", storage_bytes([logits]), predicted, unit="bytes")
+    # A second copy, in whatever dtype, takes half of it at least; what a product needs inside is less.
+    judge.between("bytes from the head on", since.peak, predicted, 1.5 * predicted, unit="bytes")

@@ -1,0 +1,68 @@
+"""Nothing leaks: what requests took is given back, however they ended."""
+
+import gc
+
+import pytest
+import torch
+
+from fixtures.allocations import allocations
+from fixtures.requests import COUNT, REQUESTS
+
+MANY = 4
+ENDINGS = pytest.mark.parametrize("ending", REQUESTS)
+
+
+@ENDINGS
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(tier=("standard",), real=(False,))
+def test_requests_give_back_what_they_took(case, dtype, ending, device, model, make_ids, judge):
+    """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
+    ids = make_ids(2, 24)
+    one, many = (_served(model, REQUESTS[ending], ids, count, device) for count in (1, MANY))
+
+    judge.exactly(f"bytes that stay after {MANY} requests", many.kept, 0, unit="bytes")
+    judge.exactly(f"peak of {MANY} requests", many.peak, one.peak, unit="bytes")
+
+
+@pytest.mark.parametrize("ending", ["plain", "failed"])
+@pytest.mark.applies(tier=("standard",), real=(False,), architecture=("llama",))
+def test_requests_on_quantized_weights_give_back_what_they_took(
+    case, quantizer, ending, bench, device, make_ids, judge
+):
+    """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
+    model = bench.shelf.quantized(case, quantizer, device)
+    ids = make_ids(2, 24)
+    one, many = (_served(model, REQUESTS[ending], ids, count, device) for count in (1, MANY))
+
+    judge.exactly(f"bytes that stay after {MANY} requests", many.kept, 0, unit="bytes")
+    judge.exactly(f"peak of {MANY} requests", many.peak, one.peak, unit="bytes")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(tier=("standard",), real=(False,))
+def test_requests_keep_no_graph(case, dtype, device, model, make_ids, judge):
+    """MEM-10: a request MUST keep no autograd graph: nothing of it requires a gradient, and none costs memory."""
+    ids = make_ids(2, 24)
+    seen = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.requires_grad))
+    REQUESTS["plain"](model, ids)
+    hook.remove()
+
+    outside = _served(model, REQUESTS["plain"], ids, 1, device)
+    with torch.no_grad():
+        inside = _served(model, REQUESTS["plain"], ids, 1, device)
+
+    judge.exactly("steps whose logits require a gradient", f"{sum(seen)} of {len(seen)}", f"0 of {COUNT}")
+    judge.exactly("peak", outside.peak, inside.peak, unit="bytes", detail="allowed is the peak without gradients")
+
+
+def _served(model, request, ids, count, device):
+    """So many requests one after the other, once one has been; answers are dropped, and garbage is collected."""
+    with allocations(device) as since:
+        request(model, ids)
+        gc.collect()
+        since.begin()
+        for _ in range(count):
+            request(model, ids)
+            gc.collect()
+    return since
