@@ -55,7 +55,7 @@ def prepare(config: pytest.Config) -> None:
         config.option.maxworkerrestart = str(RESTARTS)
 
 
-@dataclass
+@dataclass(eq=False)
 class Controller:
     """Starts no check itself. `dead(item, why, seconds)` is what a record says of a check whose process ended."""
 
@@ -132,7 +132,7 @@ def shares(workers: int, gpus: tuple[Any, ...], environ: Mapping[str, str]) -> l
     return [{"CUDA_VISIBLE_DEVICES": alike[worker % len(alike)]} for worker in range(workers)]
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """Runs what it is handed. It is replaced when it dies, and ends itself where a check broke its GPU's context."""
 

@@ -11,7 +11,7 @@ from reports.record import parse
 from reports.run import Run
 
 
-@dataclass
+@dataclass(eq=False)
 class Writer:
     """A check's last report carries its record, as a line; from a worker, it comes through xdist."""
 

@@ -73,6 +73,7 @@ def conformance(
 ) -> Callable[..., Outcome]:
     """Run the suite, or a part of it, in this process: `conformance("suites/attention", "-k", "float32")`."""
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)  # the job's own is not for runs inside of tests
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # a run in here is no worker's, and may take times
 
     def run(*arguments: str | Path, plugins: list[object] | None = None) -> Outcome:
         folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
