@@ -13,10 +13,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 UNWINDOWED = (frozenset(), frozenset({"gqa"}))
 
 # On a GPU long enough that what comes once, such as a workspace, is small beside it; and not in float32, in which none
-# of SDPA's fused kernels there takes grouped heads.
+# of SDPA's fused kernels there takes grouped heads. On a CPU not in bfloat16: what oneDNN needs beside a product
+# depends on the processor and on the count of threads.
 CPU, GPU = frozenset({"cpu"}), frozenset({"cuda"})
 SWEEPS = [
-    Sweep("short", (1, 2), (128, 256, 384), CPU),
+    Sweep("short", (1, 2), (128, 256, 384), CPU, frozenset({torch.float32})),
     Sweep("long", (1, 4), (1024, 2048, 3072), GPU, frozenset({torch.bfloat16})),
 ]
 
