@@ -9,8 +9,8 @@ from fixtures.oracles.memory import kv_bytes, kv_width, windows
 from fixtures.subjects import Usage
 
 NEEDS, FULL, HALF = frozenset({"exact", "reorder"}), frozenset({torch.float32}), frozenset({torch.bfloat16})
-# None of SDPA's fused kernels on CUDA takes grouped heads in float32: there keys are repeated. On a CPU not in bfloat16:
-# what oneDNN needs beside a product depends on the processor and on the count of threads.
+# None of SDPA's fused kernels on CUDA takes grouped heads in float32: there keys are repeated. On a CPU not in
+# bfloat16: what oneDNN needs beside a product depends on the processor and on the count of threads.
 STEPS = [
     Usage("step", (), NEEDS, devices=frozenset({"cpu"}), dtypes=FULL),
     Usage("step-cuda", (), NEEDS, devices=frozenset({"cuda"}), dtypes=HALF),
