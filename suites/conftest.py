@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fixtures import inputs, text
+from fixtures import inputs, meters, text
 from fixtures.judgement import Judge, Unverified
 from fixtures.models import VOCABULARY
 from fixtures.oracles import decoder
@@ -130,6 +130,15 @@ def _thinned(bench: Any, items: list[pytest.Item]) -> list[pytest.Item]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if REFUSED in item.stash:
         raise Unverified(item.stash[REFUSED])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Any:
+    """A check of a real model leaves room for the next."""
+    result = yield
+    if any(getattr(value, "real", False) for value in _params(item).values()):
+        meters.give_back()
+    return result
 
 
 def _params(item: pytest.Item) -> dict[str, Any]:
