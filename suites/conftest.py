@@ -133,10 +133,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Any:
-    """A check of a real model leaves room for the next."""
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Any:
+    """A check of a real model leaves room for the next, and so does a file of checks."""
     result = yield
-    if any(getattr(value, "real", False) for value in _params(item).values()):
+    real = any(getattr(value, "real", False) for value in _params(item).values())
+    if real or nextitem is None or nextitem.path != item.path:
         meters.give_back()
     return result
 
