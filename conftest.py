@@ -105,7 +105,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     found = config.stash[SELECTION] = select(config, known, collected, bench.applicable, kept, relied_on, required)
     run = config.stash[RUN]
     run.facts |= {"scope": found.scope, "owed": sorted(found.owed), "checks": found.count, "selection": found.asked}
-    _refuse_a_baseline(config)
+    if not workers.is_worker(config):
+        _refuse_a_baseline(config)
     if kept and not option.collectonly and not workers.is_worker(config):
         try:
             run.open()

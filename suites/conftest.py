@@ -114,7 +114,7 @@ def _thinned(bench: Any, items: list[pytest.Item]) -> list[pytest.Item]:
     A small model stands for all, where there is one. What is owed and is not here stays, to be unverified.
     """
     chosen, asked = set(), set()
-    for item in sorted(items, key=lambda item: any(getattr(v, "real", False) for v in _params(item).values())):
+    for item in sorted(items, key=_is_real):
         params = _params(item)
         about = [v.name for k, v in params.items() if hasattr(v, "refuses") and k != "case"]
         question = (getattr(item, "function", item), *about, str(params.get("device")))
@@ -136,10 +136,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Any:
     """A check of a real model leaves room for the next, and so does a file of checks."""
     result = yield
-    real = any(getattr(value, "real", False) for value in _params(item).values())
-    if real or nextitem is None or nextitem.path != item.path:
+    if _is_real(item) or nextitem is None or nextitem.path != item.path:
         meters.give_back()
     return result
+
+
+def _is_real(item: pytest.Item) -> bool:
+    """Whether a check asks a real model; numbers and tensors have a `real` of another kind."""
+    return any(getattr(value, "real", False) is True for value in _params(item).values())
 
 
 def _params(item: pytest.Item) -> dict[str, Any]:

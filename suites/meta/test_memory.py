@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
 
 from fixtures import allocations, estimate, shapes
 from fixtures.oracles import memory
@@ -122,3 +123,24 @@ def test_estimate_refuses_what_it_does_not_know(arguments, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         estimate.main(arguments)
     assert "error:" in capsys.readouterr().err
+
+
+def test_what_a_compiler_imagines_holds_nothing():
+    before = allocations.living()
+    with FakeTensorMode():
+        imagined = torch.empty(1000)
+
+    assert allocations.living() == before
+    assert is_fake(imagined)
+
+
+def test_a_product_needs_the_same_on_any_count_of_threads():
+    weight, rows = torch.randn(512, 64).bfloat16(), torch.randn(256, 64).bfloat16()
+    kept, peaks = torch.get_num_threads(), set()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        peaks.add(allocations.measured(lambda: rows @ weight.mT, CPU).peak)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(kept)
+
+    assert len(peaks) == 1

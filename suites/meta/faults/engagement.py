@@ -25,12 +25,7 @@ CHOICE = (FILE, "own_choice and float32")
 )
 def flash_falls_back_to_math() -> Iterator[None]:
     """Flash attention is asked for, and MATH answers without a word."""
-
-    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return call(q, k, v, **more)
-
-    with patches.kernel(change):
+    with patches.kernel(patches.math_answers):
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from suites.meta.faults import all_of, swapped, swapped_item
 
@@ -24,6 +25,12 @@ def kernel(change: Callable[..., Tensor]) -> Iterator[None]:
 
     with swapped(F, "scaled_dot_product_attention", patched):
         yield
+
+
+def math_answers(call: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+    """A change for `kernel`: MATH answers, whatever was asked for."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return call(q, k, v, **more)
 
 
 @contextmanager
