@@ -41,9 +41,10 @@ POLICIES = {"plain reference": 10.0}
 TINY = 1e-9
 
 # No ratio is held closer than this, and no gain: another machine, or another count of threads, sums in another order.
-# One that was exact on one thread was 0.003 of the plain error on two; a scale off by 0.3 % is 0.4 of it in bfloat16.
+# One that was exact on one thread was 0.003 of the plain error on two, and KV-1's of opt-post in float16, never above
+# 0.025 in 1,552 samples, was 0.063 on the next; a scale off by 0.3 % is 0.4 of it in bfloat16.
 CLOSEST = 0.01
-FLOORS = {"gain": 0.05}
+FLOORS = {"gain": 0.1}
 
 
 # Of a check's parameters, those that name the subject whose distribution a row of a table is.
