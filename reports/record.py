@@ -92,8 +92,11 @@ def parse(line: str) -> Record:
     return Record(**data)
 
 
-def append(path: Path, record: Record) -> None:
-    """Write one line and have it on the disk before the next check starts. Raises OSError, and leaves no half of it."""
+def append(path: Path, record: Record, *, sync: bool = True) -> None:
+    """Hand one line to the system, which keeps it whatever becomes of this process; with `sync`, have it on the disk.
+
+    Raises OSError, and leaves no half of it.
+    """
     line = f"{record.line()}\n".encode()
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -101,7 +104,8 @@ def append(path: Path, record: Record) -> None:
         try:
             while line:
                 line = line[os.write(file, line) :]
-            os.fsync(file)
+            if sync:
+                os.fsync(file)
         except OSError:
             os.ftruncate(file, end)
             raise

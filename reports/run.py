@@ -33,6 +33,10 @@ RUNS = ROOT / "reports" / "runs"
 # What two parts of one run must have in common, beside the environment.
 COMMON = ("deployment", "model", "data", "seed", "tier", "programs", "given", "required", "scope", "owed", "checks")
 
+# Of a machine that loses power so many seconds of records may be lost; to wait for the disk after each check took a
+# quarter of a run's time where a disk takes 50 ms.
+SYNCED = 1.0
+
 
 @dataclass
 class Run:
@@ -51,6 +55,7 @@ class Run:
     verdict: Verdict | None = None
     former: Sequence[Record] | None = None
     started: float = field(default_factory=time.monotonic)
+    synced: float = 0.0
 
     @property
     def judged(self) -> frozenset[str]:
@@ -91,7 +96,10 @@ class Run:
 
     def add(self, record: Record) -> None:
         record = Record(**private(asdict(record)))
-        append(self.folder / "records.jsonl", record)
+        now = time.monotonic()
+        due = now > self.synced + SYNCED
+        append(self.folder / "records.jsonl", record, sync=due)
+        self.synced = now if due else self.synced
         self.records.append(record)
 
     def close(self, verdict: Verdict, terms: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fixtures.bench import Bench
 from reports.record import Record
@@ -50,9 +51,19 @@ def involved(config: pytest.Config) -> bool:
 
 
 def prepare(config: pytest.Config) -> None:
-    """Before xdist and pytest-timeout read their options."""
-    if wanted(config) and config.option.maxworkerrestart is None:
+    """Before xdist and pytest-timeout read their options, and before anything asks how many threads there are."""
+    if not wanted(config):
+        return
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Workers share the cores; each with threads on all of them, two took longer than one.
+        threads = max(1, torch.get_num_threads() // len(config.option.tx))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+    if config.option.maxworkerrestart is None:
         config.option.maxworkerrestart = str(RESTARTS)
+    if not any(arg.startswith("--dist") for arg in config.invocation_params.args):
+        # Neighbours ask the same models: a worker keeps to its part of the run until another has nothing left.
+        config.option.dist = "worksteal"
 
 
 @dataclass(eq=False)

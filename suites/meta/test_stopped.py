@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_no_half_of_a_record(tmp_path, monkeypatch):
 
 
 def test_a_run_on_a_full_disk_stops_and_says_so(verdict_of, monkeypatch):
-    def full(path, record):
+    def full(path, record, **how):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(run, "append", full)
