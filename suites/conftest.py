@@ -21,6 +21,7 @@ from fixtures.subjects import Absent
 from suites import checks, workers
 
 REFUSED = pytest.StashKey[str]()
+LATER = "of tier full: ask for it with --tier full"
 
 # What a check calls a subject -> its kind in the registry and in a deployment's claims.
 KINDS = {
@@ -45,7 +46,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             subjects += bench.served.absent if kind == "models" else []
             if kind == "models" and "claim" in metafunc.fixturenames:
                 subjects = [bench.audited]
-            metafunc.parametrize(name, subjects, ids=[s.name for s in subjects], indirect=True)
+            depth = metafunc.config.getoption("tier")
+            now = [s for s in subjects if not _is_for_later(s, depth) or s.name in claims.get(kind, ())] or subjects
+            bench.not_here[LATER] += len(subjects) - len(now)
+            metafunc.parametrize(name, now, ids=[s.name for s in now], indirect=True)
     if "claim" in metafunc.fixturenames and "claim" not in given:
         (mark,) = metafunc.definition.iter_markers("capability")
         stated = bench.claims(mark.args[0])
@@ -53,7 +57,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dtype" in metafunc.fixturenames and "dtype" not in given:
         metafunc.parametrize("dtype", DTYPES, ids=[_short(d) for d in DTYPES])
     if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", _devices(bench), indirect=True)
+        devices = _devices(bench)
+        if metafunc.config.option.markexpr == "gpu":
+            devices = [d for d in devices if d.marks] or devices
+        metafunc.parametrize("device", devices, indirect=True)
+
+
+def _is_for_later(subject: Any, depth: str) -> bool:
+    return getattr(subject, "tier", depth) == "full" != depth
 
 
 def _names(mark: pytest.Mark) -> list[str]:
@@ -164,8 +175,8 @@ def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
     device, dtype = params.get("device", "cpu"), params.get("dtype")
     depth = item.config.getoption("tier")
     for subject in params.values():
-        if getattr(subject, "tier", depth) == "full" != depth:
-            return "of tier full: ask for it with --tier full"
+        if _is_for_later(subject, depth):
+            return LATER
         if not hasattr(subject, "refuses") or subject is device:
             continue
         declared = vars(subject) | dict(getattr(subject, "declared", {}))

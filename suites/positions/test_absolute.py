@@ -37,10 +37,9 @@ def test_sinusoidal_positions_are_the_formula(case, dtype, device, model, judge)
 @pytest.mark.applies(positions=("learned",))
 def test_a_text_past_a_tables_end_is_refused(case, device, judge):
     """POS-9: a text longer than a learned table MUST be refused, longer than a sinusoidal one take the formula."""
-    for where, answer in past_the_end(case, device, case.longest).items():
-        judge.exactly(f"{where}: a text as long as the table", answer, "answered")
-    for where, answer in past_the_end(case, device, case.longest + 1).items():
-        judge.exactly(f"{where}: a text one token longer", answer, "refused")
+    for where, (whole, longer) in past_the_end(case, device, case.longest, case.longest + 1).items():
+        judge.exactly(f"{where}: a text as long as the table", whole, "answered")
+        judge.exactly(f"{where}: a text one token longer", longer, "refused")
 
 
 @torch.no_grad()
