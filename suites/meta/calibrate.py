@@ -50,6 +50,7 @@ FLOORS = {"gain": 0.1}
 # Of a check's parameters, those that name the subject whose distribution a row of a table is.
 SUBJECTS = ("attention", "kv_cache", "encoding", "quantizer")
 Key = tuple[str, str, str, str]
+Slack = tuple[str, str, str]
 
 
 class Sample(NamedTuple):
@@ -103,21 +104,30 @@ def write_table(path: Path, measured: dict[Key, list[Sample]], stack: str) -> No
             table.writerow((*key, len(ordered), *numbers, worst.check.split("::")[1], len({s.check for s in ordered})))
 
 
+def derived(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, float]:
+    """Every slack: a multiple of the largest healthy number of any table, and never closer than the floors."""
+    worst: dict[Slack, float] = defaultdict(float)
+    for _, row in rows:
+        key = row["promise"], row["quantity"], row["dtype"]
+        worst[key] = max(worst[key], float(row["maximum"]))
+    return {
+        key: 1 + max(slack(healthy - 1), CLOSEST)
+        if key[2] == "any"
+        else max(slack(healthy, POLICIES.get(key[1], POLICY)), FLOORS.get(key[1], 0.0))
+        for key, healthy in worst.items()
+    }
+
+
 def derive() -> str:
     """The text of slacks.toml: twice the largest healthy number of any table, to two digits, rounded up."""
     rows = list(_rows())
-    worst: dict[tuple[str, str, str], tuple[float, str]] = {}
-    count: dict[tuple[str, str, str], int] = defaultdict(int)
+    worst: dict[Slack, tuple[float, str]] = {}
+    count: dict[Slack, int] = defaultdict(int)
     for table, row in rows:
         key = row["promise"], row["quantity"], row["dtype"]
         count[key] += int(row["samples"])
         worst[key] = max(worst.get(key, (0.0, "")), (float(row["maximum"]), f"{table}: {row['where']}"))
-    slacks = {
-        key: 1 + max(slack(healthy - 1), CLOSEST)
-        if key[2] == "any"
-        else max(slack(healthy, POLICIES.get(key[1], POLICY)), FLOORS.get(key[1], 0.0))
-        for key, (healthy, _) in worst.items()
-    }
+    slacks = derived(rows)
     lines = [
         "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
         "# Policy: slack = factor × the healthy maximum, two digits, rounded up; for a ratio that ought to be 1 (dtype",
@@ -147,23 +157,57 @@ def _rows() -> Iterator[tuple[str, dict[str, str]]]:
                 yield path.stem, row
 
 
-def _false_alarms(rows: list[tuple[str, dict[str, str]]], slacks: dict[tuple[str, str, str], float]) -> list[str]:
-    """How many false alarms a run of a table's checks raises on average, as comments, a line for each table.
+def _with_tails(rows: list[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of tables that keep tails: the first ones did not."""
+    return ((table, row) for table, row in rows if "excess" in row)
 
-    Beyond its 90th percentile a healthy distribution is taken to fall off exponentially, by the mean excess that was
-    measured there; one sample in ten is beyond, and each check draws one sample a quantity.
-    """
-    expected: dict[str, float] = defaultdict(float)
-    for table, row in rows:
-        if "excess" not in row:
-            continue  # a table from before tails were kept
-        allowed = slacks[row["promise"], row["quantity"], row["dtype"]]
-        excess = max(float(row["excess"]), TINY)
-        expected[table] += int(row["checks"]) * 0.1 * math.exp((float(row["p90"]) - allowed) / excess)
+
+def _false_alarms(rows: list[tuple[str, dict[str, str]]], slacks: dict[Slack, float]) -> list[str]:
+    """How many false alarms a run of a table's checks raises on average, as comments, a line for each table."""
+    tails, expected = _tails(rows), defaultdict[str, float](float)
+    for table, row in _with_tails(rows):
+        key = row["promise"], row["quantity"], row["dtype"]
+        expected[table] += int(row["checks"]) * beyond(float(row["p90"]), tails[key], slacks[key])
     return [
         f"# False alarms to expect of one run of the checks in {table}.tsv, under an exponential tail: {rate:.1g}"
         for table, rate in expected.items()
     ]
+
+
+def _tails(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, float]:
+    """For each slack, how far the samples beyond their subject's 90th percentile lie beyond it, on average.
+
+    A healthy distribution is taken to fall off exponentially there, and to do so alike for all subjects and machines:
+    of one alone, too few samples are that far out. The mean is then the maximum-likelihood estimate of its scale.
+    """
+    total, count = defaultdict[Slack, float](float), defaultdict[Slack, int](int)
+    for _, row in _with_tails(rows):
+        key, many = (row["promise"], row["quantity"], row["dtype"]), int(row["samples"])
+        far = many - math.ceil(0.9 * many)
+        total[key] += far * float(row["excess"])
+        count[key] += far
+    return {key: max(total[key] / max(count[key], 1), TINY) for key in total}
+
+
+def beyond(p90: float, tail: float, allowed: float) -> float:
+    """How probable it is that one healthy number is larger than what is allowed."""
+    return 0.1 * math.exp(min(0.0, (p90 - allowed) / tail))
+
+
+def to_expect(records: list[Record]) -> tuple[float, int, int]:
+    """Of a run of these checks: the false alarms to expect, of how many numbers, and how many numbers are unknown.
+
+    A number whose promise, quantity, dtype and subject no table has is unknown, as is one that no slack bounds.
+    """
+    rows = list(_rows())
+    tails, p90, slacks = _tails(rows), defaultdict[Key, float](float), derived(rows)
+    for _, row in _with_tails(rows):
+        subject = row["promise"], row["quantity"], row["dtype"], row["subject"]
+        p90[subject] = max(p90[subject], float(row["p90"]))
+    drawn = {key: len(found) for key, found in samples(records).items()}
+    known = {key: count for key, count in drawn.items() if key in p90}
+    rate = sum(count * beyond(p90[key], tails[key[:3]], slacks[key[:3]]) for key, count in known.items())
+    return rate, sum(known.values()), sum(drawn.values()) - sum(known.values())
 
 
 def slack(healthy: float, factor: float = POLICY) -> float:
@@ -192,8 +236,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only-cuda", action="store_true", help="leave the CPU's table as it is")
     parser.add_argument("--runs", type=Path, help="keep the runs here, and read those that are there already")
     parser.add_argument("--derive", action="store_true", help="only write slacks.toml from the tables")
+    parser.add_argument("--state", type=Path, metavar="RUN", help="only say how many false alarms such a run raises")
     parser.add_argument("ask", nargs="*", help="what goes to pytest")
     chosen = parser.parse_args(arguments)
+    if chosen.state:
+        rate, known, unknown = to_expect(read(chosen.state / "records.jsonl"))
+        print(
+            f"{rate:.1g} false alarms are to be expected of {known:,} numbers; {unknown:,} more are not in the tables"
+        )
+        return 0
     if not chosen.derive:
         measure(chosen)
     (ROOT / "fixtures" / "slacks.toml").write_text(derive(), encoding="utf-8")
