@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reports import curves, figures, summary
-from reports.record import OUTCOMES, Record
+from reports.record import OUTCOMES, Record, order
 
 TEMPLATES = Path(__file__).with_name("templates")
 SYMBOLS = {
@@ -133,7 +133,7 @@ def _areas(records: figures.Numbered) -> dict[str, list[Promise]]:
     for line, record in records:
         groups[record.promise].append((line, record))
     areas: dict[str, list[Promise]] = {area: [] for area in sorted({group[0][1].area for group in groups.values()})}
-    for name in sorted(groups, key=figures.order):
+    for name in sorted(groups, key=order):
         areas[groups[name][0][1].area].append(_promise(name, groups[name]))
     return areas
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from reports.record import order
+
 ROOT = Path(__file__).parent.parent
 FIRST_LINE = re.compile(r"(?P<id>[A-Z]+-\d+): (?P<statement>\S.*\bMUST\b.*)")
 BEGIN, END = "<!-- promises -->", "<!-- /promises -->"
@@ -64,10 +66,6 @@ def table(promises: list[Promise]) -> str:
     rows: dict[str, tuple[str, str, str]] = {}
     for p in promises:  # where a promise is held in several places, the first one names it
         rows.setdefault(p.id, (p.id, p.statement, f"[{p.file.split('/', 1)[1]}]({p.file})"))
-
-    def order(identifier: str) -> tuple[str, int]:
-        name, number = identifier.split("-")
-        return name, int(number)
 
     return tabulate([rows[k] for k in sorted(rows, key=order)], ("id", "promise", "held in"), tablefmt="github")
 
