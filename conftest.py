@@ -125,6 +125,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """A process may run more than once: what a run froze would stay with it for good."""
+    gc.unfreeze()
+
+
 def _refuse_a_baseline(config: pytest.Config) -> None:
     """Before anything is run: a baseline that this run could not be compared with at its end."""
     option = config.option
