@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,11 @@ def _drawn(records: figures.Numbered) -> dict[str, list[int]]:
 
 def render(template: str, **what: Any) -> str:
     """A page of `templates/`, everything in it escaped that is not a template's own."""
+    return _jinja().get_template(template).render(**what)
+
+
+@cache
+def _jinja() -> Environment:
     jinja = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -111,7 +117,7 @@ def render(template: str, **what: Any) -> str:
         "deciding": deciding,
     }
     jinja.globals["symbols"] = SYMBOLS
-    return jinja.get_template(template).render(**what)
+    return jinja
 
 
 def deciding(record: Record) -> Mapping[str, Any]:
