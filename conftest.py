@@ -120,9 +120,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tens of thousands of parameters outlive every check: Python need not look through them each time it collects."""
-    gc.collect()
-    gc.freeze()
+    """Tens of thousands of parameters outlive every check: Python need not look through them each time it collects.
+
+    A run within a run, where all is frozen already, leaves its own to be collected: the process may go on for long.
+    """
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+        session.config.add_cleanup(gc.unfreeze)
 
 
 def _refuse_a_baseline(config: pytest.Config) -> None:

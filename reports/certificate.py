@@ -15,7 +15,7 @@ from reports import html as page
 from reports import summary
 from reports.markdown import cell, table
 from reports.pairing import KINDS, SAFE, Entry
-from reports.record import plain
+from reports.record import order, plain
 from reports.upgrade import Certificate
 
 # Of the checks of one promise so many are named; all of them stand in certificate.json.
@@ -105,10 +105,10 @@ def groups(found: Certificate) -> list[Group]:
     for entry in found.entries:
         if KINDS[entry.kind] != SAFE:
             by[entry.kind, entry.promise, entry.statement].append(entry)
-    order = list(KINDS)
+    kinds = list(KINDS)
     return [
         Group(*key, len(some), _subjects(some), _shown(some))
-        for key, some in sorted(by.items(), key=lambda pair: (order.index(pair[0][0]), pair[0]))
+        for key, some in sorted(by.items(), key=lambda pair: (kinds.index(pair[0][0]), order(pair[0][1]), pair[0]))
     ]
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reports.record import SEVERITY, Record
+from reports.record import SEVERITY, Record, order
 
 Numbered = Sequence[tuple[int, Record]]  # a record and its line in records.jsonl
 
@@ -96,12 +96,6 @@ def ratio(headroom: float | str | None) -> str:
     """Measured ÷ allowed in words."""
     share = None if headroom is None else float(headroom)  # a record has no infinity but as a word
     return "exact" if share is None else f"{share:,.2f}" if math.isfinite(share) else "∞"
-
-
-def order(promise: str) -> tuple[str, int]:
-    """The key by which ids of promises are sorted."""
-    area, _, number = promise.rpartition("-")
-    return area, int(number) if number.isdigit() else 0
 
 
 def maps(records: Numbered) -> list[Map]:

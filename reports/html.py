@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reports import curves, figures, summary
-from reports.record import OUTCOMES, Record
+from reports.record import OUTCOMES, Record, order
 
 TEMPLATES = Path(__file__).with_name("templates")
 SYMBOLS = {
@@ -95,6 +96,11 @@ def _drawn(records: figures.Numbered) -> dict[str, list[int]]:
 
 def render(template: str, **what: Any) -> str:
     """A page of `templates/`, everything in it escaped that is not a template's own."""
+    return _jinja().get_template(template).render(**what)
+
+
+@cache
+def _jinja() -> Environment:
     jinja = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -111,7 +117,7 @@ def render(template: str, **what: Any) -> str:
         "deciding": deciding,
     }
     jinja.globals["symbols"] = SYMBOLS
-    return jinja.get_template(template).render(**what)
+    return jinja
 
 
 def deciding(record: Record) -> Mapping[str, Any]:
@@ -133,7 +139,7 @@ def _areas(records: figures.Numbered) -> dict[str, list[Promise]]:
     for line, record in records:
         groups[record.promise].append((line, record))
     areas: dict[str, list[Promise]] = {area: [] for area in sorted({group[0][1].area for group in groups.values()})}
-    for name in sorted(groups, key=figures.order):
+    for name in sorted(groups, key=order):
         areas[groups[name][0][1].area].append(_promise(name, groups[name]))
     return areas
 

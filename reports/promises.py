@@ -9,9 +9,12 @@ import ast
 import re
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tabulate import tabulate
+
+from reports.record import order
 
 ROOT = Path(__file__).parent.parent
 FIRST_LINE = re.compile(r"(?P<id>[A-Z]+-\d+): (?P<statement>\S.*\bMUST\b.*)")
@@ -41,16 +44,20 @@ def find(suites: Path = ROOT / "suites") -> list[Promise]:
     """Every promise under a folder of suites. Raises ValueError where one id stands for two sentences."""
     found: list[Promise] = []
     for path in sorted(suites.rglob("test_*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            said = parse(ast.get_docstring(node)) if isinstance(node, ast.FunctionDef) else None
-            if said and isinstance(node, ast.FunctionDef):
-                file = path.relative_to(suites.parent).as_posix()
-                found.append(Promise(*said, path.parent.name, file, node.name, _capability(node)))
+        file = path.relative_to(suites.parent).as_posix()
+        found += [Promise(*said, path.parent.name, file, *rest) for said, *rest in _held(path, path.stat().st_mtime_ns)]
     sentences: dict[str, str] = {}
     for promise in found:
         if sentences.setdefault(promise.id, promise.statement) != promise.statement:
             raise ValueError(f"{promise.file}: {promise.id} already stands for another sentence")
     return found
+
+
+@cache
+def _held(path: Path, changed: int) -> list[tuple[tuple[str, str], str, str]]:
+    """Each promise of a file, the function that holds it, and its capability; read once as long as it is the same."""
+    functions = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)]
+    return [(said, n.name, _capability(n)) for n in functions if (said := parse(ast.get_docstring(n)))]
 
 
 def _capability(node: ast.FunctionDef) -> str:
@@ -64,10 +71,6 @@ def table(promises: list[Promise]) -> str:
     rows: dict[str, tuple[str, str, str]] = {}
     for p in promises:  # where a promise is held in several places, the first one names it
         rows.setdefault(p.id, (p.id, p.statement, f"[{p.file.split('/', 1)[1]}]({p.file})"))
-
-    def order(identifier: str) -> tuple[str, int]:
-        name, number = identifier.split("-")
-        return name, int(number)
 
     return tabulate([rows[k] for k in sorted(rows, key=order)], ("id", "promise", "held in"), tablefmt="github")
 

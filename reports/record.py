@@ -70,6 +70,12 @@ def worse(first: Record | None, second: Record) -> Record:
     return max(first or second, second, key=lambda record: (SEVERITY.index(record.outcome), record.crash))
 
 
+def order(promise: str) -> tuple[str, int, str]:
+    """The key by which ids of promises are sorted: by area, then by number, so that KV-2 stands before KV-10."""
+    area, _, number = promise.rpartition("-")
+    return area, len(number), number
+
+
 def plain(value: Any) -> Any:
     """JSON has no NaN and no Inf: they are kept as words, which `float()` reads back."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from reports.record import Record
+from reports.record import Record, order
 from reports.verdict import Verdict
 
 TIGHTEST = 8
@@ -50,7 +50,7 @@ def by_promise(records: Sequence[Record]) -> list[tuple[str, str, int, str, str,
     for record in records:
         groups[record.promise].append(record)
     rows = []
-    for promise, group in sorted(groups.items()):
+    for promise, group in sorted(groups.items(), key=lambda pair: order(pair[0])):
         outcomes: dict[str, int] = defaultdict(int)
         for record in group:
             outcomes[record.outcome] += 1
@@ -76,7 +76,9 @@ def waivers(records: Sequence[Record], run: Mapping[str, Any]) -> list[tuple[str
             groups[record.promise, *told] += 1
     return [
         (promise, str(count), reason, owner, _age(since, str(run.get("started", ""))), expires, link)
-        for (promise, reason, owner, since, expires, link), count in sorted(groups.items())
+        for (promise, reason, owner, since, expires, link), count in sorted(
+            groups.items(), key=lambda pair: (order(pair[0][0]), pair[0])
+        )
     ]
 
 
@@ -99,7 +101,7 @@ def erosion(records: Sequence[Record]) -> list[tuple[str, ...]]:
             f"{told['slack'] / told['calibrated']:.3g}",
             *(str(told[key]) for key in ("reason", "owner", "expires")),
         )
-        for name, told in sorted(changed.items())
+        for name, told in sorted(changed.items(), key=lambda pair: (order(pair[0].split(",")[0]), pair[0]))
     ]
 
 
@@ -140,7 +142,7 @@ def _interval(found: Sequence[Any] | None) -> str:
 
 def missing(records: Sequence[Record], run: Mapping[str, Any]) -> list[str]:
     """What a run says of what it did not look at: promises without a check, and its notes."""
-    silent = sorted(set(run.get("terms", {}).get("owed", ())) - {r.promise for r in records})
+    silent = sorted(set(run.get("terms", {}).get("owed", ())) - {r.promise for r in records}, key=order)
     return [*([f"no check of {', '.join(silent)}"] * bool(silent)), *run.get("notes", ())]
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from reports.record import OUTCOMES, Record
+from reports.record import OUTCOMES, Record, order
 
 STOPPED = "stopped before its end"
 EXIT = {"conformant": 0, "non-conformant": 1, "bad input": 4, "unverified": 5, "partial": 6}
@@ -38,7 +38,7 @@ def judge(
     """
     count = Counter(r.outcome for r in records)
     verified = count["passed"] + count["failed"] + count["waived"]
-    silent = sorted(set(owed) - {r.promise for r in records})
+    silent = sorted(set(owed) - {r.promise for r in records}, key=order)
 
     counts = [f"{count[word]} {word}" for word in OUTCOMES if count[word]]
     parts = [", ".join(counts) or nothing or "no check ran"]

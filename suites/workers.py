@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from fixtures import folders
 from fixtures.bench import Bench
 from reports.record import Record
 from reports.run import Run
@@ -108,6 +109,7 @@ class Controller:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         self.bench.lost = self.bench.lost or getattr(node, "workeroutput", {}).get("lost", "")
+        folders.remove_after(node.workerinput["testrunuid"], node.workerinput["workerid"])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: Any) -> None:

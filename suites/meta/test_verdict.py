@@ -1,9 +1,14 @@
 """From records to one sentence and an exit code, as a table."""
 
+import dataclasses
+import re
+
 import pytest
 
-from reports import verdict
+from reports import certificate, html, promises, summary, verdict
+from reports.pairing import Entry
 from reports.record import Record
+from reports.upgrade import Certificate, Side
 from reports.verdict import STOPPED
 
 
@@ -69,9 +74,45 @@ def records(outcomes):
         ),
         ("passed:A-1", {"stale": ["W", "V"]}, "bad input: stale W; stale V: passed, so remove it; 1 passed (all)", 4),
         ("passed:A-1", {"scope": "attention only"}, "conformant: 1 passed (attention only)", 0),
+        (
+            "passed:A-1",
+            {"owed": ["KV-10", "KV-2", "B-11"]},
+            "partial: 1 passed; no check of B-11, KV-2, KV-10 (all)",
+            6,
+        ),
     ],
 )
 def test_verdict(outcomes, more, sentence, code):
     found = verdict.judge(records(outcomes), **{"owed": ["A-1"], "scope": "all", **more})
 
     assert (found.sentence, found.exit_code) == (sentence, code)
+
+
+ORDER = ["A-2", "A-10", "KV-1", "KV-2", "KV-10"]
+WAIVED = {"reason": "known", "owner": "me", "link": ""}
+ERODED = {"slack": 2.0, "calibrated": 1.0, "reason": "", "owner": "", "expires": ""}
+LISTS = {
+    "promises": lambda found: summary.by_promise(found),
+    "waivers": lambda found: summary.waivers(found, {}),
+    "erosion": lambda found: summary.erosion(found),
+    "missing": lambda found: summary.missing([], {"terms": {"owed": [r.promise for r in found]}}),
+    "page": lambda found: [p.id for area in html._areas(list(enumerate(found))).values() for p in area],
+    "table": lambda found: promises.table([promises.Promise(r.promise, "", "", "suites/a.py", "") for r in found]),
+    "certificate": lambda found: [g.promise for g in certificate.groups(compared(found))],
+}
+
+
+def compared(found):
+    """A certificate in which every check fails now."""
+    entries = [Entry("now fails", r.check, r.promise, r.statement, "", "", "", 0.0) for r in found]
+    return Certificate(Side("a", ()), Side("b", ()), entries=entries)
+
+
+@pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
+def test_ids_are_listed_by_area_and_number(listed):
+    found = [
+        dataclasses.replace(r, waiver=WAIVED, evidence={"slacks": {f"{r.promise}, gain, any": ERODED}})
+        for r in records(" ".join(f"passed:{promise}" for promise in sorted(ORDER)))
+    ]
+
+    assert list(dict.fromkeys(re.findall(r"\b(?:A|KV)-\d+\b", str(listed(found))))) == ORDER

@@ -1,6 +1,7 @@
 """A check that ends its process is a record, and the others still run."""
 
 import os
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,9 @@ HANGS = '''
 GPU = [SimpleNamespace(name="H100"), SimpleNamespace(name="H100"), SimpleNamespace(name="A2")]
 
 
-def test_a_check_that_ends_its_process_failed_and_the_others_run(verdict_of):
+def test_a_check_that_ends_its_process_failed_and_the_others_run(verdict_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     found = verdict_of([KILLS, PASSES, HANGS, FAILS], "", "-n1", "--timeout=2")
 
     told = {r.promise: r for r in found.records if r.crash}
@@ -34,6 +37,7 @@ def test_a_check_that_ends_its_process_failed_and_the_others_run(verdict_of):
     assert "the process ended while this check ran\nFatal Python error: Segmentation fault" in told["TEST-2"].message
     assert "the process was ended at the check's time limit of 2 s\nTimeout" in told["TEST-3"].message
     assert {r.promise for r in found.records if not r.crash} == {"TEST-1", "TEST-2"}
+    assert len([*tmp_path.glob("spiritlevel-*")]) == 1  # of this process, which has not ended
 
 
 def test_two_workers_come_to_what_one_process_comes_to(conformance):
