@@ -145,9 +145,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Any:
-    """A check of a real model leaves room for the next, and so does a file of checks."""
+    """A check of a real model leaves room for the next, and so do a file of checks and an area."""
     result = yield
-    if _is_real(item) or nextitem is None or nextitem.path != item.path:
+    ends = nextitem is None or nextitem.path != item.path
+    if ends:
+        _bench(item.config).shelf.forget(models=nextitem is None or checks.area(nextitem) != checks.area(item))
+    if ends or _is_real(item):
         meters.give_back()
     return result
 
