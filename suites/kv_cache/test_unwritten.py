@@ -48,8 +48,10 @@ def test_slots_without_a_token_are_not_read(case, kv_cache, dtype, usage, device
 
     plain, _ = answers(kv_cache, model, ids, usage.name)
     poisoned, count = answers(kv_cache, model, ids, usage.name, LARGE)
+    again, _ = answers(kv_cache, model, ids, usage.name)
 
     wrong, where = first_difference(poisoned, plain)
+    judge.evidence["logits that differ without them"] = first_difference(again, plain)[0]
     judge.exactly("slots were filled", count > 0, True)
     judge.exactly("logits that differ", wrong, 0, place=where)
 
