@@ -121,12 +121,13 @@ def derived(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, float]:
 def derive() -> str:
     """The text of slacks.toml: twice the largest healthy number of any table, to two digits, rounded up."""
     rows = list(_rows())
-    worst: dict[Slack, tuple[float, str]] = {}
+    worst: dict[Slack, tuple[float, str, str]] = {}
     count: dict[Slack, int] = defaultdict(int)
     for table, row in rows:
         key = row["promise"], row["quantity"], row["dtype"]
         count[key] += int(row["samples"])
-        worst[key] = max(worst.get(key, (0.0, "")), (float(row["maximum"]), f"{table}: {row['where']}"))
+        found = float(row["maximum"]), f"{table}: {row['where']}", row["measured"]
+        worst[key] = max(worst.get(key, (0.0, "", "")), found)
     slacks = derived(rows)
     lines = [
         "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
@@ -135,7 +136,7 @@ def derive() -> str:
         *(f"# No {quantity} is held closer than {floor:g}." for quantity, floor in FLOORS.items()),
         *_false_alarms(rows, slacks),
     ]
-    for (promise, quantity, dtype), (healthy, where) in sorted(worst.items()):
+    for (promise, quantity, dtype), (healthy, where, measured) in sorted(worst.items()):
         lines += [
             "",
             f'["{promise}"."{quantity}".{dtype}]',
@@ -144,17 +145,18 @@ def derive() -> str:
             f"factor = {POLICIES.get(quantity, POLICY):g}",
             f"samples = {count[promise, quantity, dtype]}",
             f'where = "{where}"',
+            f"measured = {measured}",
         ]
     return "\n".join(lines) + "\n"
 
 
 def _rows() -> Iterator[tuple[str, dict[str, str]]]:
-    """Every table's name with each of its rows."""
+    """Every table's name with each of its rows, and in each the day of its measurement, with which a table begins."""
     for path in sorted(TABLES.glob("*.tsv")):
         with path.open(encoding="utf-8") as stream:
-            next(stream)
+            day = next(stream).removeprefix("# ").split(",")[0]
             for row in csv.DictReader(stream, delimiter="\t"):
-                yield path.stem, row
+                yield path.stem, row | {"measured": day}
 
 
 def _with_tails(rows: list[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
