@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import json
 import math
 
 import pytest
@@ -222,6 +223,15 @@ def test_a_shape_becomes_a_checkpoint_that_loads_whole():
     assert not told["missing_keys"]
     assert model.dtype == torch.bfloat16
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_a_report_says_that_claims_are_about_a_shape(conformance, tmp_path):
+    shape = ROOT / "fixtures" / "deployments" / "gpt-bigcode-small.json"
+
+    conformance("suites/positions/test_tables.py", "-k", "rope-default and 1000", f"--shape={shape}")
+
+    (run,) = tmp_path.glob("*/run.json")
+    assert "random weights of the shape gpt-bigcode-small" in json.loads(run.read_text(encoding="utf-8"))["model"]
 
 
 def test_a_shape_that_has_no_room_is_not_written(tmp_path):
