@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reports import verdict
-from reports.files import checksums
+from reports.files import checksums, legible
 from reports.record import Record, read
 
 # What no run is without.
@@ -171,11 +171,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="the folder of a run")
     folder = parser.parse_args(arguments).run
     if found := problems(folder):
-        print("\n".join([*found, f"{folder} is not what it says it is: {len(found):,} findings"]))
+        print("\n".join([*found, f"{legible(folder)} is not what it says it is: {len(found):,} findings"]))
         return 1
     records, run = read(folder / "records.jsonl"), json.loads((folder / "run.json").read_text("utf-8"))
     judged = sum(len(r.judgements) for r in records)
-    print(f"{folder}: {judged:,} judgements of {len(records):,} records and the verdict follow from what was measured;")
+    named = f"{legible(folder)}: {judged:,} judgements of {len(records):,} records"
+    print(f"{named} and the verdict follow from what was measured;")
     print(f"its {len(run['sha256'])} files are those that the run wrote: {run['verdict']['sentence']}")
     return 0
 
