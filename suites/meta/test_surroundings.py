@@ -89,7 +89,7 @@ def test_a_run_in_turkish_at_the_date_line_writes_what_another_does(tmp_path):
     checks.write_text(textwrap.dedent(HEAD) + "".join(map(textwrap.dedent, (PASSES, FAILS))), encoding="utf-8")
     today = datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=14))).date()
     deployment.write_text(
-        f'[[waiver]]\npromise = "TEST-2"\nreason = "÷"\nowner = "İ"\nlink = ""\nexpires = {today}', encoding="utf-8"
+        f'[[waiver]]\npromise = "TEST-2"\nreason = "÷"\nowner = "İ"\nlink = "x"\nexpires = {today}', encoding="utf-8"
     )
     there = {"LC_ALL": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "PYTHONIOENCODING": "ascii"}
     options = ["--rootdir", ROOT, "-c", ROOT / "pyproject.toml", "-p", "conftest", "-p", "suites.conftest"]
@@ -106,7 +106,7 @@ def test_a_run_in_turkish_at_the_date_line_writes_what_another_does(tmp_path):
 
 def test_the_day_on_which_a_waiver_ends_is_the_local_one(verdict_of, monkeypatch):
     """At any moment it is another day on one side of the date line than on the other, 26 hours apart."""
-    waiver = '[[waiver]]\npromise = "TEST-2"\nreason = "known"\nowner = "me"\nlink = ""\nexpires = {}'
+    waiver = '[[waiver]]\npromise = "TEST-2"\nreason = "known"\nowner = "me"\nlink = "x"\nexpires = {}'
     west = datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=-12))).date()
     codes = []
     try:
