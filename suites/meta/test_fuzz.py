@@ -4,6 +4,7 @@ A few seconds, the same each time; `SPIRITLEVEL_FUZZ=deep` tries thirty times as
 """
 
 import contextlib
+import copy
 import datetime
 import io
 import json
@@ -22,7 +23,7 @@ from reports.wording import private
 
 hypothesis = pytest.importorskip("hypothesis", reason="it is not installed: `pip install hypothesis`")
 
-from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import HealthCheck, example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from suites.meta.mutations import DATES, JUNK, mutated, toml  # noqa: E402
@@ -67,7 +68,25 @@ def understood(path):
     return sorted(found.relied_on), found.name + found.owner + found.model, found.shape
 
 
+def changed(tree, *place, to):
+    """The tree with another value in one place; each is one that something fell over once."""
+    tree = inside = copy.deepcopy(tree)
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = to
+    return tree
+
+
 @given(mutated(FILE, JUNK | DATES))
+@example(changed(FILE, "waiver", 0, "versions", to={"torch": ["2"]}))
+@example(changed(FILE, "waiver", 0, "parameters", to={"dtype": 1}))
+@example(changed(FILE, "waiver", 0, "promise", to=""))
+@example(changed(FILE, "claim", 0, "batch", to=True))
+@example(changed(FILE, "claim", 0, "at_most", to="9" * 400 + " GiB"))
+@example(changed(FILE, "claim", 2, "at_least", to=float("nan")))
+@example(changed(FILE, "claim", 2, "at_least", to=10**400))
+@example(changed(FILE, "slack", 0, "slack", to=float("inf")))
+@example(changed(FILE, "deployment", "nam\x07e" * 500, to=""))
 def test_a_deployment_file_is_understood_or_refused(tmp_path_factory, tree):
     file = tmp_path_factory.mktemp("fuzz") / "deployment.toml"
     file.write_text(toml(tree), encoding="utf-8")
@@ -90,6 +109,27 @@ def refused(file):
     assert len(said) < 2000
 
 
+@pytest.mark.parametrize("read", [lambda file: deployment.read(file, TODAY), policy.read])
+@pytest.mark.parametrize("text", ["a = " + "[" * 50_000, "a = " + "9" * 5000, "a = 9999-99-99", "a = \xff", "a.b.c"])
+def test_what_is_no_toml_is_refused(tmp_path, read, text):
+    (tmp_path / "a.toml").write_text(text, encoding="latin-1")
+
+    with pytest.raises(BadInput, match=r"a\.toml: "):
+        read(tmp_path / "a.toml")
+
+
+WRONG = [("batch", True), ("at_most", "9" * 400 + " GiB"), ("at_most", float("inf")), ("context", 1)]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG, ids=["true", "digits", "inf", "few"])
+def test_what_would_hold_whatever_was_measured_is_no_claim(tmp_path, key, value):
+    file = tmp_path / "deployment.toml"
+    file.write_text(toml(changed(FILE, "claim", 0, key, to=value)), encoding="utf-8")
+
+    with pytest.raises(BadInput, match=rf"claim 1\.{key} must be"):
+        understood(file)
+
+
 TABLES = [
     lambda tree: tree,
     lambda tree: tree["deployment"],
@@ -105,9 +145,6 @@ def test_a_key_that_means_nothing_is_refused(tmp_path_factory, table, key, value
     file, tree = tmp_path_factory.mktemp("fuzz") / "deployment.toml", json.loads(json.dumps(FILE, default=str))
     for one in (*tree["waiver"], *tree["slack"]):
         one |= {name: datetime.date.fromisoformat(one[name]) for name in ("expires", "since") if name in one}
-    file.write_text(toml(tree), encoding="utf-8")
-    understood(file)
-
     known = {name for names in deployment._TYPES.values() for name in names} | set(deployment.STACK)
     hypothesis.assume(key not in known)
     table(tree)[key] = value
@@ -179,6 +216,12 @@ def test_the_record_that_is_changed_is_one(tmp_path):
 
 
 @given(mutated(RECORD, JUNK | st.none()))
+@example(changed(RECORD, "evidence", "curve", "figure", to="9" * 5000))
+@example(changed(RECORD, "evidence", "curve", "points", to=[[0, 1.0]]))
+@example(changed(RECORD, "promise", to="A-" + "9" * 5000))
+@example(changed(RECORD, "judgements", 0, "headroom", to="much"))
+@example(changed(RECORD, "waiver", "owner", to=["me"]))
+@example({"schema": SCHEMA})
 def test_a_record_is_understood_or_refused(tmp_path_factory, tree):
     folder = run_of(tmp_path_factory.mktemp("fuzz"), tree)
 
@@ -213,6 +256,10 @@ SHAPES = [{"model_type": SMALL[name][0], "vocab_size": 512, **SMALL[name][1]} fo
 
 
 @given(st.sampled_from(SHAPES).flatmap(lambda shape: mutated(shape, JUNK | st.none())))
+@example(changed(SHAPES[0], "num_hidden_layers", to=10**9))
+@example(changed(SHAPES[0], "hidden_size", to=10**30))
+@example(changed(SHAPES[0], "num_attention_heads", to=0))
+@example([SHAPES[0]])
 def test_a_shape_is_understood_or_refused(tmp_path_factory, tree):
     file = tmp_path_factory.mktemp("fuzz") / "config.json"
     file.write_text(json.dumps(tree), encoding="utf-8")
