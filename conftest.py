@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         sets = policy.read(source)
         asked = option.require.split(",") if option.require else ()
         required = config.stash[REQUIRED] = policy.owed(source, sets, asked, promises.find())
-    except BadInput as error:
+    except (BadInput, OSError) as error:
         raise pytest.UsageError(str(error)) from error
     here, arguments = bench.environment.as_dict(), config.invocation_params.args
     facts = bench.facts() | {"tier": option.tier, "programs": checksum(), "policy": sets, "required": sorted(required)}

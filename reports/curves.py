@@ -34,7 +34,7 @@ def section(records: Sequence[Record]) -> tuple[list[str], dict[str, str]]:
     """Blocks of Markdown, none where nothing was measured, and the pictures that they show: name of a file -> SVG."""
     blocks, pictures = [], {}
     for figure, lines in figures(records).items():
-        name = f"{re.sub(r'[^a-z0-9]+', '-', figure.lower())}.svg"
+        name = f"{re.sub(r'[^a-z0-9]+', '-', figure.lower())[:100]}.svg"
         pictures[name] = svg(figure, lines)
         blocks += [f"![By length: {figure}]({name})", table(lines)]
     blocks += [keys(r) for r in records if r.evidence.get("pass keys")]

@@ -12,7 +12,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from reports.files import checksum
+from reports.files import checksum, legible
 from reports.verify import problems
 
 
@@ -32,10 +32,10 @@ def main(arguments: list[str]) -> int:
     folder = given.run.resolve()
     archive = given.archive or folder.with_name(f"{folder.name}.zip")
     if found := problems(folder):
-        print("\n".join([*found, f"{folder.name} does not verify: it is not packed"]))
+        print("\n".join([*found, f"{legible(Path(folder.name))} does not verify: it is not packed"]))
         return 1
     pack(folder, archive)
-    print(f"{archive}: sha256 {checksum(archive)}")
+    print(f"{legible(archive)}: sha256 {checksum(archive)}")
     return 0
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 SCHEMA = 1
@@ -89,13 +90,58 @@ def plain(value: Any) -> Any:
 
 def parse(line: str) -> Record:
     """The record that a line holds. Raises ValueError for what is no record of this schema."""
-    data = json.loads(line)
+    try:
+        data = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("not a record: it is nested too deeply") from error
     known = {f.name for f in fields(Record)}
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or not set(data) <= known:
         raise ValueError(f"not a record of schema {SCHEMA}")
+    for name, kind in KINDS.items():
+        value = data.get(name)
+        if (name in data or name in NEEDED) and (
+            not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        ):
+            raise ValueError(f"not a record of schema {SCHEMA}: {name} is {shortened(value)}")
+    texts = [*data.get("parameters", {}).values(), *(data.get("waiver") or {}).values(), *data.get("warnings", ())]
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"not a record of schema {SCHEMA}: no text where one is wanted: {shortened(odd[0])}")
+    for judged in data.get("judgements", ()):
+        if not isinstance(judged, dict) or not _is_share(judged.get("headroom")):
+            raise ValueError(f"not a record of schema {SCHEMA}: a judgement is {shortened(judged)}")
     data["judgements"] = tuple(data.get("judgements", ()))
     data["warnings"] = tuple(data.get("warnings", ()))
     return Record(**data)
+
+
+# What stands under each name of a record's line; a line need not hold more than NEEDED.
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("check", "promise", "statement", "area", "outcome"), str),
+    **dict.fromkeys(("subject", "device", "message", "rerun"), str),
+    **dict.fromkeys(("parameters", "evidence", "environment"), dict),
+    **dict.fromkeys(("judgements", "warnings"), list),
+    "crash": bool,
+    "waiver": (dict, NoneType),
+    "seconds": (int, float),
+    "seed": int,
+}
+NEEDED = ("check", "promise", "statement", "area", "outcome")
+
+# What reading an evidence raises that no check has written.
+DOCTORED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def shortened(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) < 100 else f"{told[:100]}…"
+
+
+def _is_share(value: Any) -> bool:
+    try:
+        float(0 if value is None else value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def append(path: Path, record: Record, *, sync: bool = True) -> None:
@@ -124,7 +170,10 @@ def read(path: Path) -> list[Record]:
 
     Raises ValueError with file and line for anything else that is not a record of this schema.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text ({error})") from error
     records = []
     for number, line in enumerate(lines, 1):
         if not line:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from reports import claims, curves, html, junit, summary, verdict
-from reports.files import checksum, write_json, write_text
+from reports.files import checksum, legible, write_json, write_text
 from reports.markdown import cell, table
-from reports.record import Record, read
+from reports.record import DOCTORED, Record, read
 
 
 def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -85,16 +85,20 @@ def short(records: Sequence[Record], run: Mapping[str, Any]) -> str:
 
 def write(folder: Path, records: Sequence[Record], run: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
     """Write a run's report, and the pictures that report.md shows, into its folder; their names."""
-    pictures = curves.section(records)[1]
-    written = {
-        "report.md": markdown(records, run, environment),
-        "report.html": html.page(records, run, environment, claims.rows(records, run)),
-        "report.xml": junit.xml(records, run),
-        **pictures,
-    }
+    written = texts(records, run, environment)
     for name, text in written.items():
         write_text(folder / name, text)
     return list(written)
+
+
+def texts(records: Sequence[Record], run: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, str]:
+    """The files of a report, by name."""
+    return {
+        "report.md": markdown(records, run, environment),
+        "report.html": html.page(records, run, environment, claims.rows(records, run)),
+        "report.xml": junit.xml(records, run),
+        **curves.section(records)[1],
+    }
 
 
 def load(folder: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]]:
@@ -108,8 +112,20 @@ def load(folder: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]]:
     return records, run, environment
 
 
+def _culprit(records: Sequence[Record], run: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """The first record that cannot be rendered alone, by its line."""
+    for line, record in enumerate(records, 1):
+        try:
+            texts([record], run, environment)
+        except DOCTORED as error:
+            return f"records.jsonl, line {line} ({record.check}) holds what no check has written: {error!r}"
+    return ""
+
+
 def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no object")
     return found
 
 
@@ -118,8 +134,16 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m reports.render", description="Write a run's report again.")
     parser.add_argument("run", type=Path, help="the folder of a run")
     folder = parser.parse_args(arguments).run
-    records, run, environment = load(folder)
-    written = write(folder, records, run, environment)
+    try:
+        records, run, environment = load(folder)
+    except (OSError, *DOCTORED) as error:
+        print(f"{legible(folder)} is no run: {error}")
+        return 1
+    try:
+        written = write(folder, records, run, environment)
+    except DOCTORED as error:
+        print(f"{legible(folder)} cannot be rendered: {_culprit(records, run, environment) or repr(error)}")
+        return 1
     if "sha256" in run:
         run["sha256"] |= {name: checksum(folder / name) for name in written}
         write_json(folder / "run.json", run)

@@ -15,14 +15,14 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from reports import render
-from reports.files import checksums, write_json, write_text
+from reports.files import checksums, hold, write_json, write_text
 from reports.record import Record, append, read
 from reports.verdict import Verdict
 from reports.wording import homeless, private
@@ -56,6 +56,7 @@ class Run:
     former: Sequence[Record] | None = None
     started: float = field(default_factory=time.monotonic)
     synced: float = 0.0
+    release: Callable[[], object] | None = None
 
     @property
     def judged(self) -> frozenset[str]:
@@ -65,12 +66,13 @@ class Run:
     def open(self) -> None:
         """Make the folder, or go on in it.
 
-        Raises OSError where it cannot be written, FileExistsError where it holds another run, ValueError where the
-        earlier part was of another stack, suite, model, deployment or selection.
+        Raises OSError where it cannot be written, FileExistsError where it holds another run, or one is under way;
+        ValueError where the earlier part was of another stack, suite, model, deployment or selection.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.release = hold(self.folder, self)
         if self.former is not None:
             self._go_on(self.former)
-        self.folder.mkdir(parents=True, exist_ok=True)
         if self.former is None and (self.folder / "records.jsonl").exists():
             raise FileExistsError(f"{self.folder} already holds a run: a run is never overwritten")
         self.environment, facts = private(self.environment), private(self.facts)
@@ -81,6 +83,8 @@ class Run:
         write_text(self.folder / "records.jsonl", "".join(f"{record.line()}\n" for record in self.records))
 
     def _go_on(self, former: Sequence[Record]) -> None:
+        if verified(self.folder) != former:
+            raise ValueError(f"{self.folder}: another run has gone on there meanwhile; ask for --resume again")
         before, environment = (
             json.loads((self.folder / f"{n}.json").read_text("utf-8")) for n in ("run", "environment")
         )
@@ -119,6 +123,8 @@ class Run:
             write_json(self.folder / "run.json", self.facts)
             render.write(self.folder, self.records, self.facts, self.environment)
             write_json(self.folder / "run.json", self.facts | {"sha256": checksums(self.folder)})
+        if self.release:
+            self.release()
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with contextlib.suppress(OSError), Path(summary).open("a", encoding="utf-8") as stream:
                 stream.write(render.short(self.records, self.facts))
@@ -153,9 +159,13 @@ def begin(
     kept = {name: path.expanduser().read_text(encoding="utf-8") for name, path in files.items() if path}
     facts["kept"] = sorted(kept)
     if resume:
-        former = [record for record in read(resume / "records.jsonl") if record.outcome != "unverified"]
-        return Run(resume, environment, facts, kept, former=former)
+        return Run(resume, environment, facts, kept, former=verified(resume))
     return Run(folder or default_folder(RUNS, platform.node(), now), environment, facts, kept)
+
+
+def verified(folder: Path) -> list[Record]:
+    """The records of a run that need not be tried again."""
+    return [record for record in read(folder / "records.jsonl") if record.outcome != "unverified"]
 
 
 @cache
@@ -163,7 +173,7 @@ def commit() -> str:
     """The commit that this suite was checked out at, `-dirty` where a file was changed; empty where git cannot tell."""
     asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(asked, capture_output=True, encoding="utf-8", timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

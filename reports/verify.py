@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reports import verdict
-from reports.files import checksums
+from reports.files import checksums, legible
 from reports.record import Record, read
 
 # What no run is without.
@@ -99,8 +99,10 @@ def problems(folder: Path) -> list[str]:
     try:
         run, environment = (json.loads((folder / f"{n}.json").read_text("utf-8")) for n in ("run", "environment"))
         records = read(folder / "records.jsonl")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return [f"it cannot be read: {error}"]
+    if not isinstance(run, dict):
+        return ["it cannot be read: run.json holds no object"]
     return [
         *_files(folder, run),
         *_records(records, run, environment),
@@ -111,7 +113,7 @@ def problems(folder: Path) -> list[str]:
 
 def _files(folder: Path, run: Mapping[str, Any]) -> list[str]:
     noted, found = run.get("sha256"), checksums(folder)
-    if not noted:
+    if not noted or not isinstance(noted, dict):
         return ["run.json holds no checksums: nothing says that its files belong together"]
     told = [f"{name}: run.json has no checksum of it" for name in FILES if name not in noted]
     told += [f"{name}: is gone" for name in sorted(set(noted) - set(found))]
@@ -143,9 +145,9 @@ def _waivers(folder: Path, records: Sequence[Record]) -> list[str]:
     file, keys = folder / "deployment.toml", ("reason", "owner", "link")
     try:
         kept = tomllib.loads(file.read_text(encoding="utf-8")).get("waiver", []) if file.exists() else []
-    except ValueError as error:
+        known = [tuple(w.get(k) for k in keys) for w in kept]
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
         return [f"deployment.toml: {error}"]
-    known = {tuple(w.get(k) for k in keys) for w in kept}
     waived = [(r.check, r.waiver) for r in records if r.waiver and r.waiver.get("owner") != "spiritlevel"]
     return [
         f"{check}: no waiver of the deployment file excuses it"
@@ -155,15 +157,14 @@ def _waivers(folder: Path, records: Sequence[Record]) -> list[str]:
 
 
 def _verdict(records: Sequence[Record], run: Mapping[str, Any]) -> list[str]:
-    said = run.get("verdict", {})
+    said = run.get("verdict")
     try:
         found = verdict.judge(records, **run["terms"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         return [f"the verdict cannot be judged again, for want of its terms in run.json ({error})"]
     follows = {"name": found.name, "sentence": found.sentence, "exit_code": found.exit_code}
-    return (
-        [] if said == follows else [f"says {said.get('sentence')!r}, and from its records follows {found.sentence!r}"]
-    )
+    told = said.get("sentence") if isinstance(said, dict) else said
+    return [] if said == follows else [f"says {told!r}, and from its records follows {found.sentence!r}"]
 
 
 def main(arguments: list[str]) -> int:
@@ -171,11 +172,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, help="the folder of a run")
     folder = parser.parse_args(arguments).run
     if found := problems(folder):
-        print("\n".join([*found, f"{folder} is not what it says it is: {len(found):,} findings"]))
+        print("\n".join([*found, f"{legible(folder)} is not what it says it is: {len(found):,} findings"]))
         return 1
     records, run = read(folder / "records.jsonl"), json.loads((folder / "run.json").read_text("utf-8"))
     judged = sum(len(r.judgements) for r in records)
-    print(f"{folder}: {judged:,} judgements of {len(records):,} records and the verdict follow from what was measured;")
+    named = f"{legible(folder)}: {judged:,} judgements of {len(records):,} records"
+    print(f"{named} and the verdict follow from what was measured;")
     print(f"its {len(run['sha256'])} files are those that the run wrote: {run['verdict']['sentence']}")
     return 0
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from fixtures import inputs, meters, text
+from fixtures.deployment import BadInput
 from fixtures.judgement import Judge, Unverified
 from fixtures.models import VOCABULARY
 from fixtures.oracles import decoder
 from fixtures.reach import Reader
 from fixtures.references import References
+from fixtures.soundness import check_tokens
 from fixtures.subjects import Absent
 from suites import checks, workers
 
@@ -117,6 +119,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         asked.add(once)
         kept.append(item)
     items[:] = bench.applicable = _thinned(bench, kept) if config.getoption("tier") == "smoke" else kept
+    if bench.served.release and any(map(_is_real, items)):
+        _refuse_foreign_tokens(bench.served.release, bench.registry.subjects["models"]["served"])
+
+
+def _refuse_foreign_tokens(release: Any, case: Any) -> None:
+    """Each check of the served model would raise, or worse, be about padding."""
+    try:
+        tokenizer = _tokenizer(case.checkpoint())
+    except Unverified:
+        return  # each check says so
+    ids = {token for said in text.documents() for token in tokenizer(said, add_special_tokens=False).input_ids}
+    try:
+        check_tokens(f"--model {release.path}", ids, case.config())
+    except BadInput as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _thinned(bench: Any, items: list[pytest.Item]) -> list[pytest.Item]:
@@ -361,7 +378,7 @@ def _tokenizer(folder: Path) -> Any:
 
     try:
         found = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what is missing or broken is told in a dozen ways, such as a package that is wanted
         raise Unverified(f"{folder.name} has no tokenizer that can be read: {error}") from error
     if not found("text").input_ids:
         raise Unverified(f"{folder.name} has no tokenizer: put its tokenizer.json beside the weights")

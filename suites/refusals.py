@@ -10,6 +10,7 @@ import pytest
 
 from fixtures import environment
 from fixtures.bench import Bench
+from fixtures.deployment import Waiver
 from suites import checks, workers
 from suites.checks import PROMISE, SUITES
 
@@ -51,8 +52,22 @@ def misspelt(bench: Bench, known: list[Any], items: list[pytest.Item]) -> None:
         if waiver.check and function not in functions:
             raise pytest.UsageError(f"{waiver}: there is no check {function}")
         here = {c for c in collected if c.split("[")[0] == function}
+        if waiver.parameters and (odd := _unknown_parameter(waiver, known, items)):
+            raise pytest.UsageError(f"{waiver}: {odd}")
         elsewhere = waiver.check.endswith("-cuda]") or waiver.device not in ("*", *bench.environment.devices)
         if waiver.check and here and waiver.check not in here and not elsewhere:
             raise pytest.UsageError(f"{waiver}: {function} has no such parameters; it has {min(here)}")
         if not elsewhere and not any(fnmatch.fnmatchcase(name, waiver.subject) for name in subjects):
             raise pytest.UsageError(f"{waiver}: there is no subject {waiver.subject}; there are {sorted(subjects)}")
+
+
+def _unknown_parameter(waiver: Waiver, known: list[Any], items: list[pytest.Item]) -> str:
+    """What is wrong with the parameters of a waiver, as far as all checks that it may mean were collected."""
+    about = [told for told in map(checks.about, items) if waiver.meant(told["promise"], told["check"])]
+    collected = {told["check"].split("[")[0] for told in about}
+    taken = {name for told in about for name in told["parameters"]}
+    unknown = sorted(set(waiver.parameters) - taken)
+    everywhere = {f"{p.file}::{p.function}" for p in known if waiver.meant(p.id, "")} <= collected
+    if not (about and unknown and everywhere):
+        return ""
+    return f"none of its checks has a parameter {unknown[0]}; they have {', '.join(sorted(taken)) or 'none'}"

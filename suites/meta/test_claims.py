@@ -56,7 +56,7 @@ def test_a_bound_is_read_with_its_unit(said, low, high, claimed_as):
         ),
         ('measure = "peak memory"\nabout = "1 GB"', r"claim 1\.margin: `about` says how far"),
         ('measure = "peak memory"\nat_most = "1 GB"\nbatch = 0', r"claim 1\.batch must be a whole number, 1 or more"),
-        ('measure = "peak memory"\nat_most = "1 GB"\nbatch = true', r"claim 1\.batch must be a whole number"),
+        ('measure = "peak memory"\nat_most = "1 GB"\nbatch = true', r"claim 1\.batch must be a int, is True"),
         ('measure = "peak memory"\nat_most = "1 GB"\nbach = 1', r"unknown key claim 1\.bach; did you mean 'batch'\?"),
         ('measure = "peak memory"\nat_most = "1 GB"\ndtype = "bf16"', r"claim 1\.dtype must be one of float32"),
         ('measure = "weight bytes"\nat_most = "1 GB"\nbatch = 1', r"claim 1\.batch: weight bytes has none"),

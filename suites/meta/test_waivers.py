@@ -79,6 +79,12 @@ def test_waiver(verdict_of, checks, deployment, verdict, code):
         (SLACK.replace("0.01", "'9'"), r"slack 1\.slack must be a float, is '9'"),
         (SLACK.replace("2999", "2020"), r"slack 1 expired on 2020-01-01"),
         (VALID + "versions = {pytorch = '>1'}", r"versions\.pytorch is not among what a run records"),
+        (VALID + "versions = {torch = ['2']}", r"versions\.torch = \['2'\] is not a range"),
+        (VALID + "parameters = {dtpye = 'float*'}", r"none of its checks has a parameter dtpye; they have none"),
+        (VALID + "parameters = {dtype = 1}", r"waiver 1\.parameters\.dtype must be a pattern such as 'float\*', is 1"),
+        (VALID.replace('owner = "me"', 'owner = ""'), r"waiver 1 lacks owner"),
+        (VALID.replace("TEST-2", ""), r"must name a promise or a check, and not both"),
+        (SLACK.replace("0.01", "inf"), r"slack 1\.slack must be more than 0"),
     ],
 )
 def test_bad_input_is_refused_with_file_and_key(verdict_of, deployment, message):
