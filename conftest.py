@@ -16,7 +16,7 @@ from fixtures import environment, hookspecs, policy, waivers
 from fixtures.bench import Bench, assemble
 from fixtures.deployment import BadInput
 from fixtures.judgement import Judge
-from reports import certificate, compare, promises, summary, verdict, wording
+from reports import certificate, compare, promises, summary, teeth, verdict, wording
 from reports.record import Record, worse
 from reports.run import Run, begin, checksum
 from reports.upgrade import Certificate, Side
@@ -59,6 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: a check that runs on CUDA")
     config.addinivalue_line("markers", "applies(**declared): only subjects that declare one of these values")
     config.addinivalue_line("markers", "takes_minutes: not asked by --tier=smoke")
+    config.addinivalue_line("markers", "teeth: a fault is injected, and its checks must reject it")
+    if option.markexpr == "teeth" and config.args_source is config.ArgsSource.TESTPATHS:
+        config.args[:] = ["suites/meta/test_teeth.py"]
     config.addinivalue_line("markers", "capability(name): only where deployment.toml claims it")
     refusals.surroundings()
     workers.prepare(config)
@@ -222,7 +225,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
     run.notes += bench.notes()
-    run.facts["not_here"] = dict(bench.not_here)
+    run.facts |= {"not_here": dict(bench.not_here), "teeth": teeth.seen(run.environment, run.facts["programs"])}
     failures = session.testsfailed + sum(r.outcome == "failed" for r in run.former or ())
     missed = selection.missed([r.outcome for r in run.records], failures)
     if STOPPED in missed:
