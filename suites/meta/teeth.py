@@ -91,8 +91,8 @@ class Asker:
                 os.environ.pop(name, None)
             if pytest.main([*fixed, *asked, *more], plugins=list(plugins)) == pytest.ExitCode.INTERRUPTED:
                 raise KeyboardInterrupt
+        gc.collect()  # a run's models lie in cycles
         if not gc.get_freeze_count():  # all that was imported is looked through by each collection otherwise
-            gc.collect()
             gc.freeze()
         found = report / "records.jsonl"
         records = read(found) if found.exists() else []

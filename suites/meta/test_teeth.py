@@ -3,12 +3,14 @@
 from functools import cache
 
 import pytest
+import torch
 
+from fixtures.subjects import Problem
 from reports import promises, teeth
 from reports.files import write_text
 from suites.meta.conftest import ROOT
 from suites.meta.faults import FAULTS
-from suites.meta.faults.equivalent import EQUIVALENT, shown
+from suites.meta.faults.equivalent import EQUIVALENT, attended, shown
 from suites.meta.teeth import Asker, Journal, common
 
 
@@ -53,6 +55,27 @@ def test_equivalent_mutant_changes_nothing(mutant):
 
     judge.conclude()
     assert acted
+
+
+# Under a fault's own `unseen` condition there is nothing to see, and beside it there is.
+UNSEEN = {
+    "grouped_heads_are_tiled": ([Problem("mha", 4, 4, 100), Problem("mqa", 4, 1, 100)], Problem("gqa", 4, 2, 100)),
+    "key_index_wraps": ([Problem("128", 4, 4, 128)], Problem("129", 4, 4, 129)),
+    "last_tile_is_dropped": ([Problem("256", 4, 4, 256)], Problem("257", 4, 4, 257)),
+    "values_are_those_of_the_next_head": ([Problem("mqa", 4, 1, 257)], Problem("mha", 4, 4, 257)),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_fault_cannot_be_seen_where_it_says_so(name):
+    unseen, seen = UNSEEN[name]
+    plain = [attended(problem)(torch.float32) for problem in (*unseen, seen)]
+
+    with FAULTS[name].inject():
+        *same, other = [attended(problem)(torch.float32) for problem in (*unseen, seen)]
+
+    assert all(map(torch.equal, same, plain))
+    assert not torch.equal(other, plain[-1])
 
 
 @cache
