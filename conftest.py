@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import gc
 import pickle
 import warnings
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fixtures import environment, hookspecs, policy, waivers
+from fixtures import environment, heap, hookspecs, policy, waivers
 from fixtures.bench import Bench, assemble
 from fixtures.deployment import BadInput
 from fixtures.judgement import Judge
@@ -123,14 +122,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tens of thousands of parameters outlive every check: Python need not look through them each time it collects.
-
-    A run within a run, where all is frozen already, leaves its own to be collected: the process may go on for long.
-    """
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()
-        session.config.add_cleanup(gc.unfreeze)
+    """Tens of thousands of parameters outlive every check; those of a run within a run are to go when it ends."""
+    if heap.freeze():
+        session.config.add_cleanup(heap.unfreeze)
 
 
 def _refuse_a_baseline(config: pytest.Config) -> None:
