@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import gc
 import pickle
 import warnings
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fixtures import environment, hookspecs, policy, waivers
+from fixtures import environment, heap, hookspecs, policy, waivers
 from fixtures.bench import Bench, assemble
 from fixtures.deployment import BadInput
 from fixtures.judgement import Judge
-from reports import certificate, compare, promises, summary, verdict, wording
+from reports import certificate, compare, promises, summary, teeth, verdict, wording
 from reports.record import Record, worse
 from reports.run import Run, begin, checksum
 from reports.upgrade import Certificate, Side
@@ -59,6 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: a check that runs on CUDA")
     config.addinivalue_line("markers", "applies(**declared): only subjects that declare one of these values")
     config.addinivalue_line("markers", "takes_minutes: not asked by --tier=smoke")
+    config.addinivalue_line("markers", "teeth: a fault is injected, and its checks must reject it")
+    if option.markexpr == "teeth" and config.args_source is config.ArgsSource.TESTPATHS:
+        config.args[:] = ["suites/meta/test_teeth.py"]
     config.addinivalue_line("markers", "capability(name): only where deployment.toml claims it")
     refusals.surroundings()
     workers.prepare(config)
@@ -120,14 +122,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tens of thousands of parameters outlive every check: Python need not look through them each time it collects.
-
-    A run within a run, where all is frozen already, leaves its own to be collected: the process may go on for long.
-    """
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()
-        session.config.add_cleanup(gc.unfreeze)
+    """Tens of thousands of parameters outlive every check; those of a run within a run are to go when it ends."""
+    if heap.freeze():
+        session.config.add_cleanup(heap.unfreeze)
 
 
 def _refuse_a_baseline(config: pytest.Config) -> None:
@@ -222,7 +219,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
     run.notes += bench.notes()
-    run.facts["not_here"] = dict(bench.not_here)
+    run.facts |= {"not_here": dict(bench.not_here), "teeth": teeth.seen(run.environment, run.facts["programs"])}
     failures = session.testsfailed + sum(r.outcome == "failed" for r in run.former or ())
     missed = selection.missed([r.outcome for r in run.records], failures)
     if STOPPED in missed:

@@ -173,6 +173,7 @@ def facts(run: Mapping[str, Any], environment: Mapping[str, Any]) -> list[tuple[
         ("attention kernels", "; ".join(f"{k}: {', '.join(v)}" for k, v in kernels.items())),
         ("suite", run.get("suite", "")),
         ("seed, seconds", f"{run.get('seed', 0)}, {run.get('seconds', 0):.0f}"),
+        *([("teeth", run["teeth"])] if "teeth" in run else []),
     ]
 
 

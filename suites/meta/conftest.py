@@ -13,8 +13,6 @@ from reports.record import Record, read
 
 ROOT = Path(__file__).parent.parent.parent
 
-pytest_plugins = ["pytester"]
-
 # Warnings are errors in here, but not those that the libraries under test raise at us.
 IGNORED = [
     "ignore:.*torch.jit.script:DeprecationWarning",  # bitsandbytes, optimum-quanto

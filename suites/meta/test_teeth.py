@@ -3,49 +3,79 @@
 from functools import cache
 
 import pytest
+import torch
 
-from reports import promises
+from fixtures.subjects import Problem
+from reports import promises, teeth
+from reports.files import write_text
 from suites.meta.conftest import ROOT
 from suites.meta.faults import FAULTS
+from suites.meta.faults.equivalent import EQUIVALENT, attended, shown
+from suites.meta.teeth import Asker, Journal, common
 
 
+@pytest.mark.teeth
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_fault_is_rejected_by_its_promise(fault, ask):
-    healthy = healthy_run(fault, ask)
-    with fault.inject():
-        faulty = ask(fault)
+def test_fault_is_rejected_by_its_promise(fault, asked):
+    ends = asked["devices"]
 
-    passed = {r.check for r in healthy.records if r.outcome == "passed"}
-    rejected = [r for r in faulty.records if r.outcome == "failed" and not r.crash and r.promise == fault.promise]
-    assert healthy.verdict.startswith("conformant"), healthy.printed
-    assert {r.check for r in rejected} <= passed
-    assert {r.device for r in rejected} == {r.device for r in healthy.records}, faulty.printed
-    assert faulty.code == 1
+    assert teeth.misses([asked]) == []
+    assert [end["alarms"] for end in ends.values()] == [[]] * len(ends)
+    assert {end["rejected"][0] for end in ends.values() if end["outcome"] == "detected"} == {fault.promise}
 
 
 @pytest.fixture
-def ask(conformance, tmp_path):
-    """Run the checks that ought to see a fault, for a deployment that claims what they are about."""
-
-    def run(fault):
-        path, words = fault.checks
-        deployment = tmp_path / "deployment.toml"
-        claims = f"[claims]\ncapabilities = {list(fault.claims)}\n{fault.states}"
-        deployment.write_text(claims, encoding="utf-8")
-        return conformance(ROOT / "suites" / path, "-k", words, f"--deployment={deployment}", *fault.options)
-
-    return run
+def asked(fault, asker, journal, pytestconfig):
+    """What a fault came to; to whom asks with `-m teeth`, what cannot act on a stack is no failure of it."""
+    row = asker.ask(fault)
+    journal.add(row)
+    lacking = [end["why"] for end in row["devices"].values() if end["outcome"] == "not applicable here"]
+    if pytestconfig.option.markexpr == "teeth" and len(lacking) == len(row["devices"]):
+        pytest.skip(lacking[0])
+    return row
 
 
-HEALTHY = {}
+@pytest.fixture(scope="session")
+def asker(tmp_path_factory):
+    return Asker(tmp_path_factory.mktemp("teeth"))
 
 
-def healthy_run(fault, ask):
-    """The same checks without a fault, once for each question."""
-    question = fault.checks, fault.claims, fault.options, fault.states
-    if question not in HEALTHY:
-        HEALTHY[question] = ask(fault)
-    return HEALTHY[question]
+@pytest.fixture(scope="session")
+def journal(tmp_path_factory, pytestconfig):
+    """Where a run with `-m teeth` leaves what it saw: where reports look for it."""
+    folder = teeth.FOLDERS[0] if pytestconfig.option.markexpr == "teeth" else tmp_path_factory.mktemp("journal")
+    journal = Journal(folder / "teeth.jsonl", common())
+    yield journal
+    write_text(folder / "teeth.md", teeth.markdown(journal.rows()))
+
+
+@pytest.mark.parametrize("mutant", EQUIVALENT.values(), ids=EQUIVALENT)
+def test_equivalent_mutant_changes_nothing(mutant):
+    acted, judge = shown(mutant)
+
+    judge.conclude()
+    assert acted
+
+
+# Under a fault's own `unseen` condition there is nothing to see, and beside it there is.
+UNSEEN = {
+    "grouped_heads_are_tiled": ([Problem("mha", 4, 4, 100), Problem("mqa", 4, 1, 100)], Problem("gqa", 4, 2, 100)),
+    "key_index_wraps": ([Problem("128", 4, 4, 128)], Problem("129", 4, 4, 129)),
+    "last_tile_is_dropped": ([Problem("256", 4, 4, 256)], Problem("257", 4, 4, 257)),
+    "values_are_those_of_the_next_head": ([Problem("mqa", 4, 1, 257)], Problem("mha", 4, 4, 257)),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_fault_cannot_be_seen_where_it_says_so(name):
+    unseen, seen = UNSEEN[name]
+    plain = [attended(problem)(torch.float32) for problem in (*unseen, seen)]
+
+    with FAULTS[name].inject():
+        *same, other = [attended(problem)(torch.float32) for problem in (*unseen, seen)]
+
+    assert all(map(torch.equal, same, plain))
+    assert not torch.equal(other, plain[-1])
 
 
 @cache

@@ -29,6 +29,11 @@ class Fault:
     options: tuple[str, ...] = ()
     states: str = ""
 
+    @property
+    def area(self) -> str:
+        """The folder of suites whose checks must reject it."""
+        return self.checks[0].split("/")[0]
+
 
 FAULTS: dict[str, Fault] = {}
 
