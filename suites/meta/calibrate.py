@@ -106,29 +106,34 @@ def write_table(path: Path, measured: dict[Key, list[Sample]], stack: str) -> No
 
 def derived(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, float]:
     """Every slack: a multiple of the largest healthy number of any table, and never closer than the floors."""
-    worst: dict[Slack, float] = defaultdict(float)
-    for _, row in rows:
-        key = row["promise"], row["quantity"], row["dtype"]
-        worst[key] = max(worst[key], float(row["maximum"]))
     return {
         key: 1 + max(slack(healthy - 1), CLOSEST)
         if key[2] == "any"
         else max(slack(healthy, POLICIES.get(key[1], POLICY)), FLOORS.get(key[1], 0.0))
-        for key, healthy in worst.items()
+        for key, (healthy, *_) in _worst(rows).items()
     }
+
+
+def _worst(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, tuple[float, str, str]]:
+    """The largest healthy number for each slack, where it was measured, and on what day."""
+    worst: dict[Slack, tuple[float, str, str]] = {}
+    for table, row in rows:
+        found = float(row["maximum"]), f"{table}: {row['where']}", row["measured"]
+        worst[_slack_of(row)] = max(worst.get(_slack_of(row), (0.0, "", "")), found)
+    return worst
+
+
+def _slack_of(row: dict[str, str]) -> Slack:
+    return row["promise"], row["quantity"], row["dtype"]
 
 
 def derive() -> str:
     """The text of slacks.toml: twice the largest healthy number of any table, to two digits, rounded up."""
     rows = list(_rows())
-    worst: dict[Slack, tuple[float, str, str]] = {}
     count: dict[Slack, int] = defaultdict(int)
-    for table, row in rows:
-        key = row["promise"], row["quantity"], row["dtype"]
-        count[key] += int(row["samples"])
-        found = float(row["maximum"]), f"{table}: {row['where']}", row["measured"]
-        worst[key] = max(worst.get(key, (0.0, "", "")), found)
-    slacks = derived(rows)
+    for _, row in rows:
+        count[_slack_of(row)] += int(row["samples"])
+    slacks, worst = derived(rows), _worst(rows)
     lines = [
         "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
         "# Policy: slack = factor × the healthy maximum, two digits, rounded up; for a ratio that ought to be 1 (dtype",
@@ -168,7 +173,7 @@ def _false_alarms(rows: list[tuple[str, dict[str, str]]], slacks: dict[Slack, fl
     """How many false alarms a run of a table's checks raises on average, as comments, a line for each table."""
     tails, expected = _tails(rows), defaultdict[str, float](float)
     for table, row in _with_tails(rows):
-        key = row["promise"], row["quantity"], row["dtype"]
+        key = _slack_of(row)
         expected[table] += int(row["checks"]) * beyond(float(row["p90"]), tails[key], slacks[key])
     return [
         f"# False alarms to expect of one run of the checks in {table}.tsv, under an exponential tail: {rate:.1g}"
@@ -184,7 +189,7 @@ def _tails(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, float]:
     """
     total, count = defaultdict[Slack, float](float), defaultdict[Slack, int](int)
     for _, row in _with_tails(rows):
-        key, many = (row["promise"], row["quantity"], row["dtype"]), int(row["samples"])
+        key, many = _slack_of(row), int(row["samples"])
         far = many - math.ceil(0.9 * many)
         total[key] += far * float(row["excess"])
         count[key] += far
@@ -204,7 +209,7 @@ def to_expect(records: list[Record]) -> tuple[float, int, int]:
     rows = list(_rows())
     tails, p90, slacks = _tails(rows), defaultdict[Key, float](float), derived(rows)
     for _, row in _with_tails(rows):
-        subject = row["promise"], row["quantity"], row["dtype"], row["subject"]
+        subject = *_slack_of(row), row["subject"]
         p90[subject] = max(p90[subject], float(row["p90"]))
     drawn = {key: len(found) for key, found in samples(records).items()}
     known = {key: count for key, count in drawn.items() if key in p90}
