@@ -59,9 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "applies(**declared): only subjects that declare one of these values")
     config.addinivalue_line("markers", "takes_minutes: not asked by --tier=smoke")
     config.addinivalue_line("markers", "teeth: a fault is injected, and its checks must reject it")
+    config.addinivalue_line("markers", "capability(name): only where deployment.toml claims it")
     if option.markexpr == "teeth" and config.args_source is config.ArgsSource.TESTPATHS:
         config.args[:] = ["suites/meta/test_teeth.py"]
-    config.addinivalue_line("markers", "capability(name): only where deployment.toml claims it")
     refusals.surroundings()
     workers.prepare(config)
     if told := getattr(config, "workerinput", {}):
