@@ -75,11 +75,12 @@ def loaded_checkpoint_stays_alive() -> Iterator[None]:
     unseen="after the load",
 )
 def load_goes_through_full_precision_twice() -> Iterator[None]:
-    """On its way a model is there twice more, in float32."""
+    """On its way a model is there twice more, in float32, wherever it may be going."""
 
     def change(model: Any) -> None:
-        twice = [[p.detach().float().clone() for p in model.parameters()] for _ in range(2)]
-        twice.clear()
+        for place in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            twice = [[p.detach().to(place, torch.float32, copy=True) for p in model.parameters()] for _ in range(2)]
+            twice.clear()
 
     with after_loading(change):
         yield

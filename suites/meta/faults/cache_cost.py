@@ -39,12 +39,13 @@ def wish_for_a_cache_is_lost() -> Iterator[None]:
 
 @fault("KV-16", *STEPS, source="our own: a retry that does not undo", unseen="prompts")
 def steps_are_written_twice() -> Iterator[None]:
-    """While decoding, each token is written into the cache twice."""
+    """While decoding, each token is written into the cache twice, the second time after attention has got its keys."""
 
     def change(update: Any, layer: Any, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
+        found = update(layer, k, v, *args, **more)
         if k.shape[-2] == 1:
             update(layer, k, v, *args, **more)
-        return update(layer, k, v, *args, **more)
+        return found
 
     with patches.layers(change, "DynamicLayer"):
         yield

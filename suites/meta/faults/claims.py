@@ -23,7 +23,7 @@ def claim(measure: str, **said: object) -> str:
 
 WEIGHTS = claim("weight bytes", dtype="bfloat16", at_most="4.87 MB")
 NF4 = claim("weight bytes", dtype="bfloat16", quantizer="bnb-nf4", at_most="2.89 MB")
-LONG = claim("added memory", dtype="bfloat16", context=800, at_most="7 MB")
+LONG = claim("added memory", dtype="bfloat16", context=800, at_most="8 MB")
 CACHE = claim("kv bytes per token", dtype="bfloat16", equals="512 B")
 AGREES = claim("top-1 agreement", quantizer="bfloat16", context=8, at_least="80 %")
 FUSED = claim("speed ratio", attention="sdpa", context=800, phase="prefill", at_least=0.7) + (
@@ -80,11 +80,13 @@ def claimed_layers_are_not_quantized() -> Iterator[None]:
     states=LONG,
 )
 def logits_of_every_position_are_computed() -> Iterator[None]:
-    """A prompt's log probabilities are computed in float32 for every position, to keep the last."""
+    """A prompt's probabilities and their logarithms are computed in float32 for every position, to keep the last."""
 
     def change(model: Any) -> None:
         def forward(module: Any, args: Any, out: Any) -> None:
-            model.lm_head(out[0]).float().log_softmax(-1)
+            logits = model.lm_head(out[0]).float()
+            logarithms = logits.log_softmax(-1)
+            logarithms.exp()
 
         model.transformer.register_forward_hook(forward)
 
@@ -198,7 +200,7 @@ def fused_attention_is_slow() -> Iterator[None]:
     """Fused attention takes many times as long as it needs."""
 
     def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
-        for _ in range(12):
+        for _ in range(12 if q.device.type == "cpu" else 200):  # on a GPU a few calls hide behind launches
             call(q, k, v, **more)
         return call(q, k, v, **more)
 
@@ -220,8 +222,9 @@ def steps_cost_the_square_of_the_context() -> Iterator[None]:
 
     def change(original: Any, layer: Any, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
         keys, values = original(layer, k, v, *args, **more)
-        for _ in range(20):
-            keys.float() @ keys.float().mT
+        table = keys.float().repeat(1, 1, 1 if keys.device.type == "cpu" else 16, 1)  # enough to do for a GPU
+        for _ in range(60):
+            table @ table.mT
         return keys, values
 
     with patches.layers(change, "DynamicLayer"):

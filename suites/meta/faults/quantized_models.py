@@ -233,11 +233,11 @@ def a_prefill_is_computed_in_bfloat16() -> Iterator[None]:
 
 
 @fault("QUANT-13", *CACHES, source="our own: two kernels", unseen="prefill")
-def a_step_is_computed_in_float16() -> Iterator[None]:
-    """A single token takes a path that casts to float16, and what it caches is rounded from there."""
+def a_step_is_computed_in_bfloat16() -> Iterator[None]:
+    """A single token takes a path that casts to bfloat16, and what it caches is rounded from there."""
 
     def change(call: Any, x: Tensor) -> Tensor:
-        return call(x.half().to(x.dtype)) if x.shape[-2] == 1 else call(x)
+        return call(x.bfloat16().to(x.dtype)) if x.shape[-2] == 1 else call(x)
 
     with bytes_each(change):
         yield
