@@ -19,7 +19,7 @@ CHOICE = (FILE, "own_choice and float32")
 @fault(
     "ATTN-17",
     FILE,
-    "sdpa-flash-cpu-float32 and shared-heads-100",
+    "(sdpa-flash-cpu-float32 or sdpa-flash-bfloat16) and shared-heads-100",
     source="our own: a context that is entered too late",
     unseen="any look at the numbers: MATH is right",
 )
@@ -32,7 +32,7 @@ def flash_falls_back_to_math() -> Iterator[None]:
 @fault(
     "ATTN-17",
     FILE,
-    "sdpa-flash-cpu-float32 and prefill-256",
+    "(sdpa-flash-cpu-float32 or sdpa-flash-bfloat16) and prefill-256",
     source="our own: a dispatcher that splits a batch",
     unseen="a look for the right kernel alone: it runs",
 )
