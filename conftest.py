@@ -14,7 +14,7 @@ import pytest
 from fixtures import environment, heap, hookspecs, policy, waivers
 from fixtures.bench import Bench, assemble
 from fixtures.deployment import BadInput
-from fixtures.judgement import Judge
+from fixtures.judgement import Judge, ledger
 from reports import certificate, compare, promises, summary, teeth, verdict, wording
 from reports.record import Record, worse
 from reports.run import Run, begin, checksum
@@ -220,6 +220,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
     run.notes += bench.notes()
     run.facts |= {"not_here": dict(bench.not_here), "teeth": teeth.seen(run.environment, run.facts["programs"])}
+    judged = {record.promise for record in run.records}
+    run.facts["slacks"] = {promise: slacks for promise, slacks in ledger().items() if promise in judged}
     failures = session.testsfailed + sum(r.outcome == "failed" for r in run.former or ())
     missed = selection.missed([r.outcome for r in run.records], failures)
     if STOPPED in missed:

@@ -63,6 +63,7 @@ def page(
         bad=[(n, r) for n, r in numbered if r.outcome in ("failed", "inconclusive")],
         waivers=_waivers(numbered),
         erosion=(summary.EROSION, summary.erosion(records), summary.ERODED),
+        ledger=(summary.LEDGER, summary.ledger(run)),
         claims=list(claims),
         lines={r.check: n for n, r in numbered},
         areas=_areas(numbered),

@@ -64,6 +64,7 @@ def by_promise(records: Sequence[Record]) -> list[tuple[str, str, int, str, str,
 # Headers of the tables of `waivers` and `erosion`, and what is said under the second.
 WAIVERS = ("promise", "checks", "reason", "owner", "age", "until", "link")
 EROSION = ("slack of", "allowed", "calibrated", "ratio", "reason", "owner", "until")
+LEDGER = ("slack of", "allowed", "healthy at most", "samples", "measured", "by")
 ERODED = "A ratio above 1 is erosion: a fault of that size is no longer seen."
 
 
@@ -102,6 +103,23 @@ def erosion(records: Sequence[Record]) -> list[tuple[str, ...]]:
             *(str(told[key]) for key in ("reason", "owner", "expires")),
         )
         for name, told in sorted(changed.items(), key=lambda pair: (order(pair[0].split(",")[0]), pair[0]))
+    ]
+
+
+def ledger(run: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """promise, quantity and dtype; allowed, healthy maximum, samples, day, table and check: of a run's slacks."""
+    return [
+        (
+            f"{promise}, {quantity}, {dtype}",
+            f"{entry['slack']:g}",
+            f"{entry['healthy']:.3g}",
+            f"{entry['samples']:,}",
+            entry["measured"],
+            entry["where"],
+        )
+        for promise, quantities in sorted(run.get("slacks", {}).items(), key=lambda pair: order(pair[0]))
+        for quantity, dtypes in quantities.items()
+        for dtype, entry in dtypes.items()
     ]
 
 

@@ -42,9 +42,9 @@ TINY = 1e-9
 
 # No ratio is held closer than this, and no gain: another machine, or another count of threads, sums in another order.
 # One that was exact on one thread was 0.003 of the plain error on two, and KV-1's of opt-post in float16, never above
-# 0.025 in 1,552 samples, was 0.063 on the next. With a floor of 0.1, 20 fresh seeds on one thread raised an alarm (ATTN-14
-# in float16: 0.2121, allowed 0.21), and so did two runs on an H200 (KV-5: 0.217, allowed 0.21; POS-4: 0.1012, allowed
-# 0.1). A scale off by 0.3 % is 0.4 of it in bfloat16.
+# 0.025 in 1,552 samples, was 0.063 on the next. With a floor of 0.1, 20 fresh seeds on one thread raised an alarm
+# (ATTN-14 in float16: 0.2121, allowed 0.21), and so did two runs on an H200 (KV-5: 0.217, allowed 0.21; POS-4: 0.1012,
+# allowed 0.1). A scale off by 0.3 % is 0.4 of it in bfloat16.
 CLOSEST = 0.01
 FLOORS = {"gain": 0.25}
 
@@ -152,7 +152,7 @@ def derive() -> str:
             f"factor = {POLICIES.get(quantity, POLICY):g}",
             f"samples = {count[promise, quantity, dtype]}",
             f'where = "{where}"',
-            f"measured = {measured}",
+            f'measured = "{measured}"',
         ]
     return "\n".join(lines) + "\n"
 

@@ -61,4 +61,4 @@ def test_what_is_allowed_beyond_the_tenth_percentile_is_exponentially_rare(allow
 
 
 def test_the_ledger_knows_the_day_of_each_measurement(tables):
-    assert "measured = 2026-01-01" in calibrate.derive()
+    assert 'measured = "2026-01-01"' in calibrate.derive()

@@ -25,6 +25,9 @@ RUN = {
     "command": f"pytest --model={BAD}",
     "suite": "0123abc-dirty",
     "seed": 7,
+    "slacks": {
+        "A-1": {"gain": {BAD: {"slack": 0.5, "healthy": 0.25, "samples": 1600, "measured": "2026-11-01", "where": BAD}}}
+    },
 }
 ENVIRONMENT = {
     "python": "3.11",
@@ -106,6 +109,12 @@ def test_it_opens_with_the_verdict_the_stack_and_what_was_not_verified(page):
     assert places == sorted(places)
     assert "no GPU is usable" in told
     assert "does not run on cpu" in told
+
+
+def test_it_says_what_was_allowed_and_why(page):
+    told = page.text.split("1 slacks.")[1].split("Reproduce")[0]
+
+    assert f"A-1, gain, {BAD}0.50.251,6002026-11-01{BAD}" in told
 
 
 def test_nothing_that_a_run_says_is_markup(page):
