@@ -165,6 +165,8 @@ def _end(fault: Fault, healthy: Sequence[Record], faulty: Sequence[Record], lack
     outcome, why = "detected", ""
     if not healthy or (not faulty and lacking.startswith("it cannot")):
         outcome, why = "not applicable here", lacking
+    elif not passed and (excused := [record.waiver["reason"] for record in healthy if record.waiver]):
+        outcome, why = "not applicable here", f"known to fail on this stack: {excused[0]}"
     elif not passed:
         outcome, why = "healthy side did not pass", reason(healthy[0])
     elif not rejected:

@@ -47,6 +47,14 @@ def killing():
     yield
 
 
+def test_what_a_stack_is_known_to_fail_shows_no_fault():
+    check = Record("a::b", "POS-2", "it MUST", "positions", "waived", waiver={"reason": "not mended there"})
+
+    end = command._end(FAULTS[SEEN], [check], [], "")
+
+    assert (end["outcome"], end["why"]) == ("not applicable here", "known to fail on this stack: not mended there")
+
+
 @pytest.fixture
 def library(monkeypatch):
     """A library of the faults that a test names, beside one that is real."""
