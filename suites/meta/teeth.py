@@ -165,10 +165,10 @@ def _end(fault: Fault, healthy: Sequence[Record], faulty: Sequence[Record], lack
     outcome, why = "detected", ""
     if not healthy or (not faulty and lacking.startswith("it cannot")):
         outcome, why = "not applicable here", lacking
-    elif not passed and (excused := [record.waiver["reason"] for record in healthy if record.waiver]):
-        outcome, why = "not applicable here", f"known to fail on this stack: {excused[0]}"
+    elif not passed and not (unexcused := [r for r in healthy if not r.waiver]):
+        outcome, why = "not applicable here", f"known to fail on this stack: {healthy[0].waiver['reason']}"
     elif not passed:
-        outcome, why = "healthy side did not pass", reason(healthy[0])
+        outcome, why = "healthy side did not pass", reason(unexcused[0])
     elif not rejected:
         others = sorted((r for r in asked if r.outcome != "passed"), key=lambda r: (not r.crash, r.outcome))
         outcome = "crashed" if not asked or (others and others[0].crash) else "inconclusive" if others else "passed"

@@ -47,12 +47,21 @@ def killing():
     yield
 
 
-def test_what_a_stack_is_known_to_fail_shows_no_fault():
-    check = Record("a::b", "POS-2", "it MUST", "positions", "waived", waiver={"reason": "not mended there"})
+KNOWN = Record("a::b", "POS-2", "it MUST", "positions", "waived", waiver={"reason": "not mended there"})
+FAILED = Record("a::c", "POS-2", "it MUST", "positions", "failed", message="POS-2: it MUST\nout of luck")
 
-    end = command._end(FAULTS[SEEN], [check], [], "")
+
+def test_what_a_stack_is_known_to_fail_shows_no_fault():
+    end = command._end(FAULTS[SEEN], [KNOWN], [], "")
 
     assert (end["outcome"], end["why"]) == ("not applicable here", "known to fail on this stack: not mended there")
+
+
+def test_a_known_failure_excuses_no_failure_beside_it():
+    end = command._end(FAULTS[SEEN], [KNOWN, FAILED], [], "")
+
+    assert (end["outcome"], end["why"]) == ("healthy side did not pass", "out of luck")
+    assert end["alarms"] == ["a::c: out of luck"]
 
 
 @pytest.fixture
