@@ -14,7 +14,8 @@ import pytest
 from fixtures import environment, heap, hookspecs, policy, waivers
 from fixtures.bench import Bench, assemble
 from fixtures.deployment import BadInput
-from fixtures.judgement import Judge, ledger
+from fixtures.judgement import Judge
+from fixtures.slacks import ledger
 from reports import certificate, compare, promises, summary, teeth, verdict, wording
 from reports.record import Record, worse
 from reports.run import Run, begin, checksum

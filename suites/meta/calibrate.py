@@ -24,6 +24,7 @@ import pytest
 
 from fixtures import environment, judgement, waivers
 from fixtures.deployment import known_failures
+from fixtures.slacks import LEDGER
 from reports.record import Record, read
 
 ROOT = Path(__file__).parent.parent.parent
@@ -256,7 +257,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if not chosen.derive:
         measure(chosen)
-    (ROOT / "fixtures" / "slacks.toml").write_text(derive(), encoding="utf-8")
+    LEDGER.write_text(derive(), encoding="utf-8")
     return 0
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fixtures import judgement
 from fixtures.judgement import Inconclusive, Judge, Rejected
+from fixtures.slacks import LEDGER
 from fixtures.statistics import Interval, clustered_mean, clustered_share
 
 
@@ -129,4 +129,4 @@ def test_agreement_that_is_better_never_has_a_worse_bound():
 def test_the_ledger_is_what_the_tables_say():
     from suites.meta.calibrate import derive
 
-    assert judgement.LEDGER.read_text(encoding="utf-8") == derive()
+    assert LEDGER.read_text(encoding="utf-8") == derive()
