@@ -27,6 +27,7 @@ def test_memory_grows_with_the_power_that_is_claimed(attention, problem, dtype, 
         call = [x[..., :length, :].contiguous() for x in (q, k, v)]
         return measured(lambda: attention(*call, causal=True), device).peak - attention.tables * call[0].nbytes
 
-    found, claimed = exponent(lengths, [above(length) for length in lengths]), 2 if attention.tables else 1
+    needed, claimed = [above(length) for length in lengths], 2 if attention.tables else 1
 
-    judge.between("exponent of the length", found, claimed - EXPONENT, claimed + EXPONENT)
+    judge.evidence["bytes by length"] = dict(zip(map(str, lengths), needed, strict=True))
+    judge.between("exponent of the length", exponent(lengths, needed), claimed - EXPONENT, claimed + EXPONENT)
