@@ -91,10 +91,12 @@ def test_verdict(outcomes, more, sentence, code):
 ORDER = ["A-2", "A-10", "KV-1", "KV-2", "KV-10"]
 WAIVED = {"reason": "known", "owner": "me", "link": ""}
 ERODED = {"slack": 2.0, "calibrated": 1.0, "reason": "", "owner": "", "expires": ""}
+CALIBRATED = {"slack": 2.0, "healthy": 1.0, "samples": 1, "measured": "", "where": ""}
 LISTS = {
     "promises": lambda found: summary.by_promise(found),
     "waivers": lambda found: summary.waivers(found, {}),
     "erosion": lambda found: summary.erosion(found),
+    "ledger": lambda found: summary.ledger({"slacks": {r.promise: {"gain": {"any": CALIBRATED}} for r in found}}),
     "missing": lambda found: summary.missing([], {"terms": {"owed": [r.promise for r in found]}}),
     "page": lambda found: [p.id for area in html._areas(list(enumerate(found))).values() for p in area],
     "table": lambda found: promises.table([promises.Promise(r.promise, "", "", "suites/a.py", "") for r in found]),
