@@ -220,9 +220,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
     run.notes += bench.notes()
-    run.facts |= {"not_here": dict(bench.not_here), "teeth": teeth.seen(run.environment, run.facts["programs"])}
     judged = {record.promise for record in run.records}
-    run.facts["slacks"] = {promise: slacks for promise, slacks in ledger().items() if promise in judged}
+    run.facts |= {
+        "not_here": dict(bench.not_here),
+        "teeth": teeth.seen(run.environment, run.facts["programs"]),
+        "slacks": {promise: slacks for promise, slacks in ledger().items() if promise in judged},
+    }
     failures = session.testsfailed + sum(r.outcome == "failed" for r in run.former or ())
     missed = selection.missed([r.outcome for r in run.records], failures)
     if STOPPED in missed:
