@@ -70,18 +70,15 @@ def samples(records: list[Record]) -> dict[Key, list[Sample]]:
     this stack is no sample. Raises ValueError where a check did not measure.
     """
     found: dict[Key, list[Sample]] = defaultdict(list)
-    installed = environment.probe().versions
     for record in records:
-        if record.outcome == "waived" or waivers.excuse(known_failures(), installed, vars(record)):
+        if _is_known(record):
             continue
-        if record.crash or record.outcome in ("unverified", "inconclusive"):
-            raise ValueError(f"{record.check} did not measure: {record.message}")
+        if why := unhealthy(record):
+            raise ValueError(f"{record.check} {why}")
         subject = next((record.parameters[kind] for kind in SUBJECTS if kind in record.parameters), "")
         for judged in record.judgements:
             quantity = re.sub(r"^.*\b(worst row|overall|gain|plain reference)$", r"\1", str(judged["quantity"]))
             if judged["headroom"] is None:
-                if judged["outcome"] != "passed":
-                    raise ValueError(f"{record.check} is not healthy: {judged['quantity']} is {judged['measured']}")
                 continue
             value = float(judged["measured"])
             if judged["dtype"]:
@@ -89,6 +86,20 @@ def samples(records: list[Record]) -> dict[Key, list[Sample]]:
             elif "÷" in quantity:
                 found[record.promise, quantity, "any", subject].append(Sample(max(value, 1 / value), record.check))
     return found
+
+
+def _is_known(record: Record) -> bool:
+    """Whether a check is known to fail on the stack that it was judged on, which need not be this one."""
+    installed = record.environment.get("versions", {})
+    return record.outcome == "waived" or bool(waivers.excuse(known_failures(), installed, vars(record)))
+
+
+def unhealthy(record: Record) -> str:
+    """Why nothing that a check measured is a sample, empty where it is. Beyond what a slack allows is no reason."""
+    if record.crash or record.outcome in ("unverified", "inconclusive"):
+        return f"did not measure: {record.message}"
+    exact = (j for j in record.judgements if j["headroom"] is None and j["outcome"] != "passed")
+    return next((f"is not healthy: {j['quantity']} is {j['measured']}" for j in exact), "")
 
 
 def write_table(path: Path, measured: dict[Key, list[Sample]], stack: str) -> None:

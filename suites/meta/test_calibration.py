@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from fixtures.deployment import Waiver
 from reports.record import Record
 from suites.meta import calibrate
-from suites.meta.calibrate import Sample, beyond, derived, to_expect, write_table
+from suites.meta.calibrate import Sample, beyond, derived, samples, to_expect, write_table
 
 ABOUT = {
     "promise": "ATTN-1",
@@ -62,3 +63,12 @@ def test_what_is_allowed_beyond_the_tenth_percentile_is_exponentially_rare(allow
 
 def test_the_ledger_knows_the_day_of_each_measurement(tables):
     assert 'measured = "2026-01-01"' in calibrate.derive()
+
+
+@pytest.mark.parametrize(("installed", "count"), [("2.11.0", 0), ("2.13.0", 1)])
+def test_what_is_known_to_fail_on_the_stack_of_a_record_is_no_sample(monkeypatch, installed, count):
+    known = Waiver("mended later", "us", "", promise="ATTN-1", versions={"torch": "<2.12"})
+    monkeypatch.setattr(calibrate, "known_failures", lambda: (known,))
+    judged = {"outcome": "passed", "judgements": (number(0.6),), "environment": {"versions": {"torch": installed}}}
+
+    assert len(samples([Record(**ABOUT | judged)])) == count
