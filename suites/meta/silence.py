@@ -2,7 +2,8 @@
 
 Runs the suite as it judges, once a seed, all in one process, and prints every alarm. The first run is whole; the others
 leave out the served model, which no seed changes. What follows `--` goes to pytest. Seeds that no slack was derived
-from are the ones to ask. Exits with 1 where anything failed or stayed inconclusive.
+from are the ones to ask; with `--runs` their records stay, for `python -m suites.meta.calibrate --from`. Exits with 1
+where anything failed or stayed inconclusive.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=1000, help="the first seed")
+    parser.add_argument("--runs", type=Path, help="keep the runs here, and read those that are there already")
     parser.add_argument("ask", nargs="*", help="what goes to pytest")
     chosen = parser.parse_args(arguments)
 
     judged, alarms, start = 0, [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(chosen.first, chosen.first + chosen.seeds):
-            report = Path(folder) / str(seed)
+            report = (chosen.runs or Path(folder)) / str(seed)
             small = [] if seed == chosen.first or "-k" in chosen.ask else ["-k", "not served"]
             command = ["-q", "--no-header", "--tb=line", "--seed", str(seed), "--report", str(report), *small]
-            pytest.main(["--rootdir", str(ROOT), *command, *chosen.ask])
+            if not (report / "run.json").exists():
+                pytest.main(["--rootdir", str(ROOT), *command, *chosen.ask])
             records = read(report / "records.jsonl")
             judged += len(records)
             alarms += [(seed, r.outcome, short(r.check), reason(r)) for r in records if r.outcome in ALARMS]
