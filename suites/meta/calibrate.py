@@ -4,6 +4,7 @@
 with the served model, and writes what was measured to `fixtures/calibration/`, a table for each device. What follows
 `--` goes to pytest: `… --seeds 200 --name attention -- suites/attention/test_accuracy.py -k gqa-100`. Then, and with
 `--derive` alone, it writes `fixtures/slacks.toml` from all tables that are there. Nothing in that file is set by hand.
+`--from RUN [RUN …] --name NAME` takes the numbers of runs that were judged, folders of records.jsonl and run.json.
 """
 
 from __future__ import annotations
@@ -11,21 +12,23 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import json
 import math
 import re
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from fixtures import environment, judgement, waivers
+from fixtures import judgement, waivers
 from fixtures.deployment import known_failures
 from fixtures.slacks import LEDGER
 from reports.record import Record, read
+from reports.summary import first_line
 
 ROOT = Path(__file__).parent.parent.parent
 TABLES = ROOT / "fixtures" / "calibration"
@@ -63,7 +66,7 @@ class Sample(NamedTuple):
     check: str
 
 
-def samples(records: list[Record]) -> dict[Key, list[Sample]]:
+def samples(records: Sequence[Record]) -> dict[Key, list[Sample]]:
     """What healthy checks measured, by promise, quantity, dtype and subject.
 
     The subject is the attention backend, cache, encoding or quantizer; models are pooled. What is known to be wrong on
@@ -255,6 +258,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--name", default="", help="name of the tables, by default the device's type")
     parser.add_argument("--only-cuda", action="store_true", help="leave the CPU's table as it is")
+    parser.add_argument("--from", dest="judged", type=Path, nargs="+", metavar="RUN", help="measure no more: read them")
     parser.add_argument("--runs", type=Path, help="keep the runs here, and read those that are there already")
     parser.add_argument("--derive", action="store_true", help="only write slacks.toml from the tables")
     parser.add_argument("--state", type=Path, metavar="RUN", help="only say how many false alarms such a run raises")
@@ -266,7 +270,12 @@ def main(arguments: list[str]) -> int:
             f"{rate:.1g} false alarms are to be expected of {known:,} numbers; {unknown:,} more are not in the tables"
         )
         return 0
-    if not chosen.derive:
+    if chosen.judged and not chosen.name:
+        parser.error("--from writes a table of its own: give it a --name")
+    if chosen.judged:
+        for line in from_runs(chosen.judged, chosen.name):
+            print(line)
+    elif not chosen.derive:
         measure(chosen)
     LEDGER.write_text(derive(), encoding="utf-8")
     return 0
@@ -285,14 +294,45 @@ def measure(chosen: argparse.Namespace) -> None:
             command = ["-q", "--no-header", "--tb=line", "--seed", str(seed), "--report", str(report), *small, *gpu]
             pytest.main(["--rootdir", str(ROOT), "-p", "suites.meta.acme", *command, *chosen.ask])
             records += read(report / "records.jsonl")
-    here = environment.probe()
-    stack = f"{datetime.date.today()}, seeds {chosen.first} to {chosen.first + chosen.seeds - 1}, {here.cpu}, "
-    stack += ", ".join(f"{k} {v}" for k, v in here.versions.items() if k in ("torch", "transformers", "bitsandbytes"))
-    for device in here.devices:
-        mine = [r for r in records if r.device == device]
-        if mine:
-            gpu = f", {here.gpus[0].name}, driver {here.driver}" if device == "cuda" else ""
-            write_table(TABLES / f"{chosen.name or device}.tsv", samples(mine), stack + gpu)
+    seeds = f"seeds {chosen.first} to {chosen.first + chosen.seeds - 1}"
+    _write_tables(chosen.name, records, f"{datetime.date.today()}, {seeds}")
+
+
+def from_runs(runs: Sequence[Path], name: str) -> list[str]:
+    """Write the tables of runs that were judged: which of their checks are left out, and why.
+
+    A number beyond its slack is a sample: whether the stack was healthy, whoever asks has to know.
+    """
+    records, asked, left_out = [], [], []
+    for folder in runs:
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        asked.append((told["started"][:10], f"seed {told['seed']} of {told.get('terms', {}).get('scope', 'a part')}"))
+        for record in read(folder / "records.jsonl"):
+            if (why := unhealthy(record)) and not _is_known(record):
+                left_out.append(f"left out: {record.check} {first_line(why)}")
+            else:
+                records.append(record)
+    _write_tables(name, records, f"{max(asked)[0]}, judged runs: {'; '.join(what for _, what in asked)}")
+    return left_out
+
+
+def _write_tables(name: str, records: Sequence[Record], said: str) -> None:
+    """A table for each device, by its name. Raises ValueError where the records are of several stacks."""
+    devices = sorted({record.device for record in records} & {"cpu", "cuda"})
+    for device in devices:
+        mine = [record for record in records if record.device == device]
+        stacks = {_stack(record.environment, device) for record in mine}
+        if len(stacks) > 1:
+            raise ValueError(f"a table is of one stack, and these records are of {'; of '.join(sorted(stacks))}")
+        named = f"{name}-{device}" if name and len(devices) > 1 else name or device
+        write_table(TABLES / f"{named}.tsv", samples(mine), f"{said}, {stacks.pop()}")
+
+
+def _stack(about: Mapping[str, Any], device: str) -> str:
+    """The part of a stack that a device's numbers depend on, in words; `about` is an environment as records have it."""
+    named = [f"{k} {about['versions'][k]}" for k in ("torch", "transformers", "bitsandbytes") if k in about["versions"]]
+    gpu = [about["gpus"][0]["name"], f"driver {about['driver']}"] if device == "cuda" else []
+    return ", ".join([about["cpu"], *named, *gpu])
 
 
 if __name__ == "__main__":

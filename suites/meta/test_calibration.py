@@ -1,5 +1,6 @@
 """What is said of false alarms follows from what was measured."""
 
+import json
 import math
 
 import pytest
@@ -72,3 +73,70 @@ def test_what_is_known_to_fail_on_the_stack_of_a_record_is_no_sample(monkeypatch
     judged = {"outcome": "passed", "judgements": (number(0.6),), "environment": {"versions": {"torch": installed}}}
 
     assert len(samples([Record(**ABOUT | judged)])) == count
+
+
+STACK = {"cpu": "a CPU", "versions": {"torch": "2.13.0", "numpy": "2.5.2"}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run that was judged, whose checks passed with 0.6 but for what is given of each."""
+
+    def made(name, *changes, stack=STACK):
+        folder = tmp_path / name
+        folder.mkdir()
+        told = {"outcome": "passed", "judgements": [number(0.6)], "environment": stack}
+        lines = [Record(**ABOUT | told | change).line() for change in changes]
+        (folder / "records.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        about = {"started": f"2026-01-0{len(name)} 10:00:00 +0000", "seed": 7, "terms": {"scope": "attention only"}}
+        (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """What the command says of a new table, and the rows that it is read back as."""
+    monkeypatch.setattr(calibrate, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(calibrate, "LEDGER", tmp_path / "slacks.toml")
+
+    def make(capsys, *runs):
+        assert calibrate.main(["--name", "mine", "--from", *map(str, runs)]) == 0
+        return capsys.readouterr().out, list(calibrate._rows())
+
+    return make
+
+
+def test_a_table_is_made_of_runs_that_were_judged(run, made, tmp_path, capsys):
+    off = {"outcome": "failed", "judgements": [number(0.9)], "check": "suites/attention/test_it.py::test_it[y]"}
+
+    printed, ((table, row),) = made(capsys, run("a", {}, {}), run("bb", off))
+
+    assert (table, row["measured"], row["where"]) == ("mine", "2026-01-02", "test_it[y]")
+    assert [row[name] for name in ("promise", "subject", "samples", "checks")] == ["ATTN-1", "x", "3", "2"]
+    assert [row[name] for name in ("median", "maximum")] == ["0.6", "0.9"]
+    assert printed == ""
+    first = (tmp_path / "tables" / "mine.tsv").read_text(encoding="utf-8").split("\n")[0]
+    asked = "seed 7 of attention only"
+    assert first == f"# 2026-01-02, judged runs: {asked}; {asked}, a CPU, torch 2.13.0"
+    assert "slack = 1.8\nhealthy = 0.9" in (tmp_path / "slacks.toml").read_text(encoding="utf-8")
+
+
+def test_what_did_not_measure_or_is_wrong_is_left_out_of_a_table_and_said(run, made, capsys):
+    broke = {"outcome": "failed", "crash": True, "message": "out of luck"}
+    wrong = {"outcome": "failed", "judgements": [number(0.9), number("odd") | {"headroom": None, "outcome": "failed"}]}
+    known = wrong | {"outcome": "waived"}
+
+    printed, ((_, row),) = made(capsys, run("a", {}, broke, wrong, known))
+
+    assert (row["samples"], row["maximum"]) == ("1", "0.6")
+    assert printed.splitlines() == [
+        f"left out: {ABOUT['check']} did not measure: out of luck",
+        f"left out: {ABOUT['check']} is not healthy: overall is odd",
+    ]
+
+
+def test_a_table_is_of_one_stack(run, made, capsys):
+    with pytest.raises(ValueError, match=r"of a CPU, torch 2\.11\.0; of a CPU, torch 2\.13\.0"):
+        made(capsys, run("a", {}), run("b", {}, stack=STACK | {"versions": {"torch": "2.11.0"}}))
