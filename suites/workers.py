@@ -7,12 +7,13 @@ writes. Several GPUs share the work: each worker sees one.
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import os
 import pickle
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ RESTARTS = 32
 # Areas whose checks measure time, which a neighbour would spoil: they have a session of their own, and are owed only
 # where they are asked for.
 ALONE = frozenset({"throughput"})
+
+# Options whose value may be a path that exists.
+PATHS = frozenset(
+    f"--{name}" for name in ("report", "resume", "deployment", "model", "checkpoints", "policy", "baseline", "shape")
+)
 
 # How much of a dead worker's last words a record keeps.
 LAST_WORDS = 4000
@@ -65,6 +71,28 @@ def prepare(config: pytest.Config) -> None:
     if not any(arg.startswith("--dist") for arg in config.invocation_params.args):
         # Neighbours ask the same models: a worker keeps to its part of the run until another has nothing left.
         config.option.dist = "worksteal"
+    params = config.invocation_params
+    config.invocation_params = dataclasses.replace(params, args=tuple(joined(params.args)))
+
+
+def joined(args: Iterable[str]) -> Iterator[str]:
+    """A worker's arguments, each path beside its option: `--report=FOLDER`.
+
+    pytest takes a path that exists for one of the checks' and looks for its configuration from there: a folder of
+    records exists when a worker takes a dead one's place, which then knew no option of ours.
+    """
+    waiting = ""
+    for arg in map(str, args):
+        if waiting and arg.startswith("-"):
+            yield waiting
+            waiting = ""
+        if arg in PATHS:
+            waiting = arg
+        else:
+            yield f"{waiting}={arg}" if waiting else arg
+            waiting = ""
+    if waiting:
+        yield waiting
 
 
 @dataclass(eq=False)

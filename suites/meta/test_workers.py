@@ -104,3 +104,11 @@ def test_each_worker_sees_one_gpu_of_one_kind(count, gpus, visible, found):
     shares = workers.shares(count, tuple(GPU[:gpus]), {"CUDA_VISIBLE_DEVICES": visible})
 
     assert [share.get("CUDA_VISIBLE_DEVICES") for share in shares] == found
+
+
+def test_a_worker_that_takes_a_dead_ones_place_finds_our_options():
+    given = ["-m", "gpu", "--report", "runs/a", "--model=m", "-n", "4", "--tier", "full", "--policy"]
+    told = ["-m", "gpu", "--report=runs/a", "--model=m", "-n", "4", "--tier", "full", "--policy"]
+
+    assert list(workers.joined(given)) == told
+    assert list(workers.joined(["--report", "-q"])) == ["--report", "-q"]
