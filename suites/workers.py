@@ -75,24 +75,19 @@ def prepare(config: pytest.Config) -> None:
     config.invocation_params = dataclasses.replace(params, args=tuple(joined(params.args)))
 
 
-def joined(args: Iterable[str]) -> Iterator[str]:
+def joined(args: Iterable[str]) -> list[str]:
     """A worker's arguments, each path beside its option: `--report=FOLDER`.
 
     pytest takes a path that exists for one of the checks' and looks for its configuration from there: a folder of
     records exists when a worker takes a dead one's place, which then knew no option of ours.
     """
-    waiting = ""
+    beside: list[str] = []
     for arg in map(str, args):
-        if waiting and arg.startswith("-"):
-            yield waiting
-            waiting = ""
-        if arg in PATHS:
-            waiting = arg
+        if beside and beside[-1] in PATHS and not arg.startswith("-"):
+            beside[-1] += f"={arg}"
         else:
-            yield f"{waiting}={arg}" if waiting else arg
-            waiting = ""
-    if waiting:
-        yield waiting
+            beside.append(arg)
+    return beside
 
 
 @dataclass(eq=False)

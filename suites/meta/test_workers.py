@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -110,5 +111,12 @@ def test_a_worker_that_takes_a_dead_ones_place_finds_our_options():
     given = ["-m", "gpu", "--report", "runs/a", "--model=m", "-n", "4", "--tier", "full", "--policy"]
     told = ["-m", "gpu", "--report=runs/a", "--model=m", "-n", "4", "--tier", "full", "--policy"]
 
-    assert list(workers.joined(given)) == told
-    assert list(workers.joined(["--report", "-q"])) == ["--report", "-q"]
+    assert workers.joined(given) == told
+    assert workers.joined(["--report", "-q"]) == ["--report", "-q"]
+
+
+def test_every_option_that_takes_a_path_is_kept_beside_it(pytestconfig):
+    ours = pytestconfig._parser.getgroup("spiritlevel").options
+    paths = {name for option in ours if option.attrs().get("type") is Path for name in option.names()}
+
+    assert paths | {"--model"} == workers.PATHS
