@@ -25,6 +25,7 @@ from fixtures import folders
 from fixtures.bench import Bench
 from reports.record import Record
 from reports.run import Run
+from suites import checks
 
 # After so many dead workers a run is given up: a stack on which every check kills its process shows no more.
 RESTARTS = 32
@@ -141,15 +142,17 @@ class Controller:
         if crashitem not in self.items or any(record.check == crashitem for record in self.run.records):
             report.outcome = "passed"
             return
+        item, limit = self.items[crashitem], getattr(self.config.option, "timeout", None)
         seconds = time.monotonic() - self.started.get(crashitem, time.monotonic())
-        limit = getattr(self.config.option, "timeout", None)
         why = "the process ended while this check ran"
         if limit and seconds >= limit:
             why = f"the process was ended at the check's time limit of {limit:g} s"
         words = self._last_words(report.node)
         said = words.read_text(encoding="utf-8", errors="replace").strip() if words.exists() else ""
-        record = self.dead(self.items[crashitem], f"{why}\n{said[:LAST_WORDS]}".strip(), seconds)
-        report.when, report.longrepr, report.record = "call", record.message, record.line()
+        report.when, report.longrepr = "call", f"{why}\n{said[:LAST_WORDS]}".strip()
+        if checks.of([item]):  # a test that holds no promise has no record
+            record = self.dead(item, report.longrepr, seconds)
+            report.longrepr, report.record = record.message, record.line()
 
     def pytest_unconfigure(self) -> None:
         self.words.cleanup()

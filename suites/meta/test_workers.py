@@ -41,6 +41,15 @@ def test_a_check_that_ends_its_process_failed_and_the_others_run(verdict_of, tmp
     assert len([*tmp_path.glob("spiritlevel-*")]) == 1  # of this process, which has not ended
 
 
+def test_a_test_that_holds_no_promise_and_ends_its_process_fails(verdict_of):
+    found = verdict_of([PASSES, KILLS.replace("(judge)", "()").replace("TEST-2: ", "")], "", "-n1")
+
+    assert found.verdict.startswith("partial: 1 passed")
+    assert "errors outside the checks" in found.verdict
+    assert "Fatal Python error: Segmentation fault" in found.printed
+    assert found.code == 6
+
+
 def test_two_workers_come_to_what_one_process_comes_to(conformance):
     ask = "suites/memory/test_kv_cache.py", "-k", "llama"
     one, two = conformance(*ask), conformance(*ask, "-n2")
