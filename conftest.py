@@ -152,9 +152,13 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    report = yield
+    record = None
     if checks.PROMISE in item.stash and (call.when == "call" or call.excinfo is not None):
         record = item.stash[PENDING] = worse(item.stash.get(PENDING, None), _record(item, call))
+        if record.outcome != "failed":
+            call.excinfo = None  # pytest would format its traceback, which nobody is shown
+    report = yield
+    if record is not None:
         ending.show(report, item, record.outcome, record.message, crash=record.crash)
     if call.when == "teardown" and PENDING in item.stash:  # all is known; whoever writes it may be another process
         report.record = dataclasses.replace(item.stash[PENDING], warnings=_warnings(item)).line()

@@ -118,11 +118,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.stash[REFUSED] = f"{', '.join(owed)} is claimed, and cannot be tried here: {reasons[item]}"
         asked.add(once)
         kept.append(item)
-    items[:] = bench.applicable = _thinned(bench, kept) if config.getoption("tier") == "smoke" else kept
+    kept = _thinned(bench, kept) if config.getoption("tier") == "smoke" else kept
+    first: dict[Any, int] = {}
+    for place, item in enumerate(kept):
+        first.setdefault(_asked_with(item), place)
+    items[:] = bench.applicable = sorted(kept, key=lambda item: first[_asked_with(item)])
     # Nothing is converted or read for a list of checks, and workers are begun by a process that has seen to it.
     looks = not config.option.collectonly and not workers.is_worker(config)
     if looks and bench.served.release and any(map(_is_real, items)):
         _refuse_foreign_tokens(bench.served.release, bench.registry.subjects["models"]["served"])
+
+
+def _asked_with(item: pytest.Item) -> Any:
+    """What a check has in common with those that follow it: of an area's checks of a real model, who quantized it.
+
+    It is loaded, and texts are read to it, once and not once a file; no other worker does so again.
+    """
+    quantizer = getattr(_params(item).get("quantizer"), "name", "")
+    return (checks.area(item), quantizer, str(_params(item).get("device"))) if quantizer and _is_real(item) else item
 
 
 def _refuse_foreign_tokens(release: Any, case: Any) -> None:

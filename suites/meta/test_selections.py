@@ -1,5 +1,7 @@
 """What was asked for is run or missed, and what cannot be asked for is refused."""
 
+from itertools import groupby
+
 import pytest
 
 from suites.meta.conftest import FAILS, PASSES, ROOT
@@ -27,6 +29,19 @@ def test_a_file_that_is_ignored_is_missed(conformance):
 
     assert found.verdict.startswith("partial: "), found.printed
     assert "no check of MEM-1, " in found.verdict
+
+
+def test_whoever_quantized_a_real_model_is_asked_all_at_once(conformance):
+    class Seen:
+        def pytest_collection_finish(self, session):
+            asked = [item.callspec.params for item in session.items if "quantizer" in item.callspec.params]
+            self.quantizers = [params["quantizer"].name for params in asked if params["case"].name == "served"]
+
+    seen = Seen()
+    conformance("suites/quantization", "-k", "served", "--collect-only", plugins=[seen])
+
+    assert len(seen.quantizers) > 20
+    assert len([*groupby(seen.quantizers)]) == len(set(seen.quantizers))
 
 
 def test_everything_is_owed_where_core_is_required(conformance):
