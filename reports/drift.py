@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 from reports.record import Record
+from reports.sign_test import sign_test
 
 # All that drifts by chance in one certificate, together, is as rare as this.
 ALPHA = 0.01
@@ -38,7 +37,7 @@ def drifts(pairs: Sequence[tuple[Record, Record]]) -> list[Drift]:
     found = []
     for key, ratios in groups.items():
         more = sum(r > 0 for r in ratios)
-        p = float(binomtest(more, len(ratios)).pvalue)
+        p = sign_test(more, len(ratios))
         if p * len(groups) < ALPHA:
             found.append(Drift(*key, len(ratios), more, math.exp(sum(ratios) / len(ratios)), p))
     return sorted(found, key=lambda d: -abs(math.log(d.ratio)))

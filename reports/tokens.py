@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, t
+from scipy.special import stdtrit
+
+from reports.sign_test import sign_test
 
 # What a record keeps of each token (fixtures/tokens.py), and as which type.
 COLUMNS = {"choice": np.int32, "right": np.bool_, "lead": np.float16, "logp": np.float32}
@@ -69,7 +71,7 @@ def compare(check: str, what: str, before: Mapping[str, Any], after: Mapping[str
         noise=noise,
         lost=lost,
         won=won,
-        p=float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0,
+        p=sign_test(lost, lost + won),
         right=_share(new["right"] * 1.0 - old["right"], before["documents"]),
         logp=_clustered(new["logp"].astype(np.float64) - old["logp"], before["documents"]),
     )
@@ -95,5 +97,5 @@ def _clustered(values: NDArray[np.float64], documents: list[int]) -> Range:
         return Range(mean, -math.inf, math.inf)
     totals = np.add.reduceat(values, np.cumsum(sizes) - sizes)
     se = math.sqrt(float(np.square(totals - mean * sizes).sum()) * count / (count - 1)) / len(values)
-    half = float(t.ppf(0.975, count - 1)) * se
+    half = float(stdtrit(count - 1, 0.975)) * se
     return Range(mean, mean - half, mean + half)

@@ -144,3 +144,21 @@ def test_a_folder_is_one_runs_until_it_is_closed(tmp_path):
     with pytest.raises(ValueError, match="another run has gone on there meanwhile"):
         Run(tmp_path, {}, {}, former=[]).open()
     assert run.verified(tmp_path) == [RECORD]
+
+
+BEGINS = """
+import sys
+import conftest
+from fixtures import attention, flex, quantizers
+for register in (attention, flex):
+    register.pytest_spiritlevel_attention(lambda *names, **declared: None)
+quantizers.pytest_spiritlevel_quantizer(lambda *names, **declared: None)
+print(*{"bitsandbytes", "scipy.stats", "torch.nn.attention.bias"} & set(sys.modules))
+"""
+
+
+def test_what_takes_seconds_to_import_is_imported_by_who_needs_it():
+    """Every worker begins with these imports, one after another process has: 20 s of an H200's main job were theirs."""
+    done = subprocess.run([sys.executable, "-c", BEGINS], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == ""
