@@ -130,12 +130,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _asked_with(item: pytest.Item) -> Any:
-    """What a check has in common with those that follow it: of an area's checks of a real model, who quantized it.
+    """What a check has in common with those that follow it, so that it is done once, and by one worker.
 
-    It is loaded, and texts are read to it, once and not once a file; no other worker does so again.
+    Of a real model, who quantized it: it is loaded, and an area's texts are read to it. Of caches, the model and its
+    dtype: a library builds kernels, or plans of them, for each length of a text.
     """
-    quantizer = getattr(_params(item).get("quantizer"), "name", "")
-    return (checks.area(item), quantizer, str(_params(item).get("device"))) if quantizer and _is_real(item) else item
+    params = _params(item)
+    where = str(params.get("device"))
+    if "quantizer" in params and _is_real(item):
+        return checks.area(item), params["quantizer"].name, where
+    if "kv_cache" in params and "case" in params:
+        return getattr(item, "function", item), params["case"].name, str(params.get("dtype")), where
+    return item
 
 
 def _refuse_foreign_tokens(release: Any, case: Any) -> None:

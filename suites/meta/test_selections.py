@@ -31,17 +31,25 @@ def test_a_file_that_is_ignored_is_missed(conformance):
     assert "no check of MEM-1, " in found.verdict
 
 
-def test_whoever_quantized_a_real_model_is_asked_all_at_once(conformance):
+@pytest.mark.parametrize(
+    ("ask", "about"),
+    [
+        (["suites/quantization", "-k", "served"], lambda params: params["quantizer"].name),
+        (["suites/kv_cache/test_decode.py"], lambda params: (params["case"].name, params["dtype"])),
+    ],
+    ids=["who quantized a real model", "whose cache is decoded with"],
+)
+def test_what_checks_have_in_common_is_asked_all_at_once(conformance, ask, about):
     class Seen:
         def pytest_collection_finish(self, session):
-            asked = [item.callspec.params for item in session.items if "quantizer" in item.callspec.params]
-            self.quantizers = [params["quantizer"].name for params in asked if params["case"].name == "served"]
+            self.items = [item.callspec.params for item in session.items]
 
     seen = Seen()
-    conformance("suites/quantization", "-k", "served", "--collect-only", plugins=[seen])
+    conformance(*ask, "--collect-only", plugins=[seen])
+    asked = [about(params) for params in seen.items]
 
-    assert len(seen.quantizers) > 20
-    assert len([*groupby(seen.quantizers)]) == len(set(seen.quantizers))
+    assert len(asked) > 20
+    assert len([*groupby(asked)]) == len(set(asked))
 
 
 def test_everything_is_owed_where_core_is_required(conformance):
