@@ -61,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "takes_minutes: not asked by --tier=smoke")
     config.addinivalue_line("markers", "teeth: a fault is injected, and its checks must reject it")
     config.addinivalue_line("markers", "capability(name): only where deployment.toml claims it")
+    config.addinivalue_line("markers", "optional(subjects): owed only where one of them is here")
     if option.markexpr == "teeth" and config.args_source is config.ArgsSource.TESTPATHS:
         config.args[:] = ["suites/meta/test_teeth.py"]
     refusals.surroundings()
@@ -223,7 +224,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if SELECTION not in stash or option.collectonly or exitstatus in (3, 4) or workers.is_worker(session.config):
         return
     bench, run, selection = stash[BENCH], stash[RUN], stash[SELECTION]
-    run.notes += bench.notes()
+    run.notes += [*bench.notes(), *selection.notes()]
     judged = {record.promise for record in run.records}
     run.facts |= {
         "not_here": dict(bench.not_here),

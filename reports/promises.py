@@ -23,7 +23,11 @@ BEGIN, END = "<!-- promises -->", "<!-- /promises -->"
 
 @dataclass(frozen=True)
 class Promise:
-    """One sentence with MUST, its id, and where it is held; `capability` is what must be claimed for it to be owed."""
+    """One sentence with MUST, its id, and where it is held.
+
+    It is owed only where its `capability`, if it has one, is claimed, and where one of its `subjects`, if they are not
+    on every stack, is there.
+    """
 
     id: str
     statement: str
@@ -31,6 +35,7 @@ class Promise:
     file: str
     function: str
     capability: str = ""
+    subjects: str = ""
 
 
 def parse(docstring: str | None) -> tuple[str, str] | None:
@@ -54,15 +59,19 @@ def find(suites: Path = ROOT / "suites") -> list[Promise]:
 
 
 @cache
-def _held(path: Path, changed: int) -> list[tuple[tuple[str, str], str, str]]:
-    """Each promise of a file, the function that holds it, and its capability; read once as long as it is the same."""
+def _held(path: Path, changed: int) -> list[tuple[tuple[str, str], str, str, str]]:
+    """Each promise of a file, the function that holds it, and what it names; read once as long as it is the same."""
     functions = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)]
-    return [(said, n.name, _capability(n)) for n in functions if (said := parse(ast.get_docstring(n)))]
+    return [
+        (said, n.name, _named(n, "capability"), _named(n, "optional"))
+        for n in functions
+        if (said := parse(ast.get_docstring(n)))
+    ]
 
 
-def _capability(node: ast.FunctionDef) -> str:
-    """What `@pytest.mark.capability("name")` names."""
-    marks = [d for d in node.decorator_list if isinstance(d, ast.Call) and ast.unparse(d.func).endswith("capability")]
+def _named(node: ast.FunctionDef, mark: str) -> str:
+    """What `@pytest.mark.<mark>("name")` names."""
+    marks = [d for d in node.decorator_list if isinstance(d, ast.Call) and ast.unparse(d.func).endswith(f".{mark}")]
     return next((str(ast.literal_eval(mark.args[0])) for mark in marks), "")
 
 

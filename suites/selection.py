@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from reports.record import order
 from reports.verdict import STOPPED
 from suites import checks
 from suites.checks import SUITES
@@ -19,13 +20,21 @@ from suites.workers import ALONE
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run's verdict is about: ids of the promises owed, in words, how many checks are to run, what was asked."""
+    """What a run's verdict is about: ids of the promises owed, in words, how many checks are to run, what was asked.
+
+    absent: promises that are not owed, since what they are about is not on this stack: its name -> their ids.
+    """
 
     owed: set[str]
+    absent: Mapping[str, list[str]]
     scope: str
     count: int
     left_out: int
     asked: Mapping[str, Any]
+
+    def notes(self) -> list[str]:
+        """What a reader must know of what is not owed."""
+        return [f"no {subjects} is here: {', '.join(ids)} not owed" for subjects, ids in self.absent.items()]
 
     def missed(self, outcomes: list[str], failures: int) -> list[str]:
         """Why not all was run that was asked for, by the checks' outcomes and what pytest counts as failures."""
@@ -62,10 +71,15 @@ def select(
         owed = {p.id for p in known if any((SUITES.parent / p.file).is_relative_to(path) for path in asked)}
         owed |= checks.promised(collected)
     owed -= {p.id for p in known if p.capability and p.capability not in capabilities}
+    here = checks.promised(applicable or collected)
+    absent: dict[str, list[str]] = {}
+    for p in sorted({p.id: p for p in known if p.subjects and p.id in owed - here}.values(), key=lambda p: order(p.id)):
+        absent.setdefault(p.subjects, []).append(p.id)
+    owed = owed.difference(*absent.values())
     wanted = {item for item in applicable or collected if item.get_closest_marker("gpu") or not option.markexpr}
     left_out = 0 if by_name and not option.require else len(wanted - set(kept))
     scope = _scope(option, {p.area for p in known} - ALONE, set(map(checks.area, collected)))
-    return Selection(owed, scope, len(kept), left_out, _asked(config))
+    return Selection(owed, absent, scope, len(kept), left_out, _asked(config))
 
 
 def _asked(config: pytest.Config) -> dict[str, Any]:

@@ -36,6 +36,7 @@ WRITES = [Usage(name, widths, ROUNDS, config=llama) for name, widths in WIDTHS.i
 
 
 @DTYPES
+@pytest.mark.optional("cache that rounds")
 @pytest.mark.parametrize("usage", WRITES, ids=str)
 def test_rounding_costs_what_the_textbook_says(kv_cache, dtype, usage, device, draw, judge):
     """KV-21: keys and values MUST be off by what textbook rounding at their bits and groups costs, no more, no less."""
@@ -64,6 +65,7 @@ def test_rounding_costs_what_the_textbook_says(kv_cache, dtype, usage, device, d
 
 @torch.no_grad()
 @DTYPES
+@pytest.mark.optional("cache that rounds")
 @pytest.mark.parametrize("usage", [Usage("decode", (64, *STEP * 72), ROUNDS)], ids=str)
 @pytest.mark.applies(architecture=("llama",), tier=("standard",), real=(False,))
 def test_logits_cost_what_the_textbook_says(case, kv_cache, dtype, usage, device, model, make_ids, judge):
@@ -79,6 +81,7 @@ def test_logits_cost_what_the_textbook_says(case, kv_cache, dtype, usage, device
     judge.within("logits' error ÷ textbook's", off)
 
 
+@pytest.mark.optional("cache that rounds")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("usage", WRITES[:2], ids=str)
 def test_rounded_cache_takes_the_predicted_bytes(kv_cache, dtype, usage, device, draw, judge):

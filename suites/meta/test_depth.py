@@ -2,7 +2,9 @@
 
 import pytest
 from packaging.specifiers import SpecifierSet
+from transformers import cache_utils
 
+from fixtures import kv_caches
 from fixtures.deployment import known_failures
 
 REFUSED = ("suites/attention/test_layout.py", "-k", "value_longer and sdpa-flash-cpu and float32")
@@ -50,6 +52,34 @@ def test_a_capability_that_is_claimed_and_lacking_fails(conformance, tmp_path):
 
     assert [(r.promise, r.outcome) for r in found.records] == [("ATTN-7", "failed")], found.printed
     assert found.code == 1
+
+
+ROUNDING = ["suites/kv_cache/test_quantized.py", "suites/kv_cache/test_window.py"]
+
+
+@pytest.fixture
+def nothing_rounds(monkeypatch):
+    """A stack without optimum-quanto, HQQ and a transformers that has a cache in float8."""
+    monkeypatch.setattr(kv_caches, "ROUNDED", {})
+    monkeypatch.delattr(cache_utils, "Fp8QuantizedLayer", raising=False)
+
+
+@pytest.mark.usefixtures("nothing_rounds")
+def test_what_no_stack_has_to_have_is_not_owed_where_it_is_not_and_that_is_told(conformance):
+    found = conformance(*ROUNDING)
+
+    assert found.verdict.startswith("conformant: "), found.printed
+    assert "no cache that rounds is here: KV-21, KV-22, KV-23 not owed" in found.printed
+
+
+@pytest.mark.usefixtures("nothing_rounds")
+def test_what_is_claimed_is_owed_wherever_it_is(conformance, tmp_path):
+    toml = tmp_path / "deployment.toml"
+    toml.write_text("[claims]\nkv_caches = ['quanto-int4-channel']\n", encoding="utf-8")
+    found = conformance(*ROUNDING, f"--deployment={toml}")
+
+    assert found.verdict.startswith("partial: "), found.printed
+    assert {r.promise for r in found.records if r.outcome == "unverified"} >= {"KV-21", "KV-22", "KV-23"}
 
 
 def test_an_unknown_capability_is_an_error(conformance, tmp_path):

@@ -49,6 +49,7 @@ def test_decode_keeps_the_distribution_of_prefill(case, quantizer, device, bench
 
 @torch.no_grad()
 @pytest.mark.applies(dense=(True,))
+@pytest.mark.optional("cache that rounds")
 @pytest.mark.parametrize("rounding", CACHES, ids=str)
 def test_a_rounding_cache_costs_the_same_under_quantized_weights(
     case, quantizer, rounding, device, bench, make_ids, judge
