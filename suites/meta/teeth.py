@@ -30,7 +30,7 @@ from unittest import mock
 import pytest
 import torch
 
-from fixtures import environment, heap
+from fixtures import environment, folders, heap
 from reports import run, teeth
 from reports.files import write_text
 from reports.record import Record, parse, read
@@ -264,6 +264,14 @@ def work(wanted: Iterable[list[str]], now: Any, journal: Journal, threads: int) 
             print(*_progress(row), sep="\n", flush=True)
 
 
+def work_apart(*what: Any) -> None:
+    """The same in a process of multiprocessing, and nothing of it is left behind."""
+    try:
+        work(*what)
+    finally:
+        folders.remove()
+
+
 def _progress(row: Mapping[str, Any]) -> Iterator[str]:
     for device, end in row["devices"].items():
         why = f": {end['why']}" if end["why"] else ""
@@ -284,7 +292,9 @@ def conduct(wanted: Sequence[list[str]], journal: Journal, workers: int, threads
         queue, crew = context.SimpleQueue(), []
         for _ in range(min(workers, len(left))):
             now = context.Array("c", 128, lock=False)
-            process = context.Process(target=work, args=(iter(queue.get, None), now, journal, threads), daemon=True)
+            process = context.Process(
+                target=work_apart, args=(iter(queue.get, None), now, journal, threads), daemon=True
+            )
             process.start()
             crew.append((process, now))
         for group in [*left, *[None] * len(crew)]:

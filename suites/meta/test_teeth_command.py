@@ -4,10 +4,12 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 from contextlib import contextmanager
 
 import pytest
 
+from fixtures import folders
 from reports import render, teeth
 from reports.record import Record
 from suites.meta import teeth as command
@@ -126,6 +128,19 @@ def test_two_processes_come_to_what_one_comes_to_and_outlive_a_fault_that_kills_
         "unseen": ("passed", "2 checks, none failed"),
         "kills": ("crashed", "its process ended with -9"),
     }
+
+
+def test_processes_leave_no_folder_behind(library, ended, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    library(unseen=(nothing, ("quantization/test_engagement.py", "bfloat16-bloom")))
+    made = folders.temporary()
+
+    _, ends = ended("--workers=2")
+
+    assert ends["unseen"]["why"] == "1 checks, none failed"
+    assert [*temporary.iterdir()] == [made]
 
 
 def test_what_was_asked_before_a_kill_is_not_asked_again(library, ended, tmp_path):
