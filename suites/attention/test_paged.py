@@ -15,6 +15,7 @@ TRAFFIC = [
 @pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 @pytest.mark.parametrize("traffic", TRAFFIC, ids=str)
 @pytest.mark.applies(real=(False,))
+@pytest.mark.optional("paged attention")
 def test_tokens_are_those_that_the_logits_rank_first(
     case, attention, dtype, traffic, device, model, make_ids, truth, judge
 ):

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from fixtures import environment
 from fixtures.in_model import attention_needs
+from fixtures.pretrained import installed
 from suites.meta.conftest import ROOT
 
 
@@ -131,3 +132,14 @@ def test_a_version_out_of_range_is_said_and_not_replaced(tmp_path):
     (told,) = environment.out_of_range(pyproject)
 
     assert re.fullmatch(r"torch \S+ is deployed, and this suite supports >=99", told)
+
+
+def test_folders_that_an_uninstalled_package_has_left_are_no_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "acme_rounding" / "caches" / "build").mkdir(parents=True)
+    before = installed("acme_rounding"), installed("acme_rounding.caches")
+    (tmp_path / "acme_rounding" / "caches" / "__init__.py").write_text("", encoding="utf-8")
+
+    assert before == (False, False)
+    assert installed("acme_rounding.caches")
+    assert not installed("acme_rounding.caches", "acme_elsewhere.caches")
