@@ -71,9 +71,9 @@ def select(
         owed = {p.id for p in known if any((SUITES.parent / p.file).is_relative_to(path) for path in asked)}
         owed |= checks.promised(collected)
     owed -= {p.id for p in known if p.capability and p.capability not in capabilities}
-    here = checks.promised(applicable or collected)
+    lacking = owed & checks.promised(collected) - checks.promised(checks.of(applicable))
     absent: dict[str, list[str]] = {}
-    for p in sorted({p.id: p for p in known if p.subjects and p.id in owed - here}.values(), key=lambda p: order(p.id)):
+    for p in sorted({p.id: p for p in known if p.subjects and p.id in lacking}.values(), key=lambda p: order(p.id)):
         absent.setdefault(p.subjects, []).append(p.id)
     owed = owed.difference(*absent.values())
     wanted = {item for item in applicable or collected if item.get_closest_marker("gpu") or not option.markexpr}
