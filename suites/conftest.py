@@ -120,9 +120,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept.append(item)
     kept = _thinned(bench, kept) if config.getoption("tier") == "smoke" else kept
     first: dict[Any, int] = {}
-    for place, item in enumerate(kept):
-        first.setdefault(_asked_with(item), place)
-    items[:] = bench.applicable = sorted(kept, key=lambda item: first[_asked_with(item)])
+    places = {item: first.setdefault(_asked_with(item), place) for place, item in enumerate(kept)}
+    items[:] = bench.applicable = sorted(kept, key=places.__getitem__)
     # Nothing is converted or read for a list of checks, and workers are begun by a process that has seen to it.
     looks = not config.option.collectonly and not workers.is_worker(config)
     if looks and bench.served.release and any(map(_is_real, items)):
