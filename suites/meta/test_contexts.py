@@ -14,7 +14,7 @@ from fixtures import checkpoints, contexts, deployment, positions
 from fixtures.checkpoints import FOLDER, TRAINED_MODELS
 from fixtures.checkpoints.corpus import standard_library
 from fixtures.judgement import Unverified
-from fixtures.reach import REACHES, Keys, Ladder, must_reach
+from fixtures.reach import AGAIN, DEPTHS, REACHES, Cell, Keys, Ladder, must_reach
 from fixtures.statistics import binomial
 from suites.meta.conftest import ROOT
 
@@ -94,12 +94,38 @@ def test_a_ladder_is_held_against_the_trained_length_beyond_it_and_the_shortest_
 
 
 def test_pass_keys_are_judged_by_length_and_where_there_are_enough_by_depth():
-    few = Keys({256: {d: [True, True] for d in (0.1, 0.3, 0.5, 0.7, 0.9)}})
-    many = Keys({n: {d: [d != 0.5] * 4 for d in (0.1, 0.3, 0.5, 0.7, 0.9)} for n in (256, 512, 1024)})
+    few = Keys({Cell(256, d): [True, True] for d in DEPTHS})
+    many = Keys({Cell(n, d): [d != 0.5] * 4 for n in (256, 512, 1024) for d in DEPTHS})
 
-    assert [where for where, _ in few.shares(256)] == ["at 256 tokens"]
-    assert dict(many.shares(1024))["at depth 0.5"].high < 0.5
-    assert [where for where, _ in many.shares(100)] == []
+    assert list(few.groups(256)) == ["at 256 tokens"]
+    assert many.share(many.groups(1024)["at depth 0.5"]).high < 0.5
+    assert many.table()["512"] == {str(d): "0 of 4" if d == 0.5 else "4 of 4" for d in DEPTHS}
+    assert list(many.groups(100)) == []
+
+
+def found_with(rates, keys, draw):
+    """What a model finds that finds a key in each of these cells with such a probability."""
+    return Keys({cell: (torch.rand(keys, generator=draw) < rate).tolist() for cell, rate in rates.items()})
+
+
+# SmolLM2-135M found 2 of 8 keys at 0.7 of 8,192 tokens on an H200, all elsewhere. A depth that is lost at two of three
+# lengths is lost; whoever guesses is not let through more often than two looks of 2.5 % allow.
+@pytest.mark.parametrize(("weak", "passes"), [((1, 1, 0.25), (1.0, 1.0)), ((1, 0, 0), (0, 0)), ((0.5,) * 3, (0, 0.05))])
+def test_what_a_first_sample_of_pass_keys_leaves_open_a_larger_one_settles(weak, passes):
+    rates = {Cell(n, d): 1.0 for n in (1024, 4096, 8192) for d in DEPTHS}
+    rates |= {Cell(n, 0.7): rate for n, rate in zip((1024, 4096, 8192), weak, strict=True)}
+    outcomes, larger = [], 0
+
+    for seed in range(400):
+        draw = torch.Generator().manual_seed(seed)
+        found = found_with(rates, 4, draw)
+        cells = found.groups(8192)["at depth 0.7"]
+        share, asked = found.settled(cells, 0.5, lambda cells, draw=draw: found_with(rates, 4 * AGAIN, draw))
+        outcomes.append(share.against(ideal=1, low=0.5, high=None)[0])
+        larger += asked is not found
+
+    assert passes[0] <= outcomes.count("passed") / len(outcomes) <= passes[1]
+    assert larger > 0
 
 
 @pytest.mark.parametrize(("where", "here"), [("cpu", ("cpu",)), ("cuda", ("cpu", "cuda"))])
