@@ -28,7 +28,7 @@ def llama():
 
 
 # What a layer's numbers are multiplied with: a scale that does not follow them saturates, or rounds them to nothing.
-# An outlier (500 at most of 300 seeds) stays within float16, in which HQQ rounds on CUDA whatever the dtype: NaN beyond.
+# An outlier, of 500 at most in 300 seeds, stays within float16: HQQ rounds in it on CUDA in any dtype, to NaN beyond.
 LOUDNESS = (1.0, 2.0**6, 2.0**-6, 2.0**4)
 # The token that is an outlier comes with the prompt, or late; the last few tokens are not rounded yet.
 LATE = {"steps": 20, "chunks": 40, "late-token": 100}

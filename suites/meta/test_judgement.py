@@ -77,6 +77,35 @@ def test_a_quantity_without_a_slack_is_no_pass():
         Judge("ATTN-1").within("something new", 1.0)
 
 
+def ranked(chosen_by):
+    """16 tokens of 512, and logits that bfloat16 has put off by 1.2 %; `chosen_by(golden, noise)` ranks them."""
+    draw = torch.Generator().manual_seed(0)
+    golden, noise, other = (torch.randn(16, 512, dtype=torch.float64, generator=draw) for _ in range(3))
+    judge = Judge("TIME-1")
+    judge.ranked_first(
+        chosen_by(golden, 0.012 * other).argmax(-1).tolist(),
+        (golden + 0.012 * noise).bfloat16(),
+        golden,
+        what="asked",
+    )
+    return judge
+
+
+def test_a_token_that_rounding_ranks_first_is_no_error():
+    ranked(lambda golden, noise: golden + noise).conclude()
+    ranked(lambda golden, noise: golden + 4 * noise).conclude()
+
+
+def test_one_token_of_another_context_is_an_error_in_bfloat16_too():
+    def choose(golden, noise):
+        wrong = golden + noise
+        wrong[3] = golden[4]
+        return wrong
+
+    with pytest.raises(Rejected, match="asked: tokens that are not ranked first: measured 1 , at token 3; allowed 0"):
+        ranked(choose).conclude()
+
+
 @pytest.mark.parametrize(
     ("interval", "outcome"),
     [
