@@ -136,20 +136,20 @@ def _worst(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, tuple[float, s
     worst: dict[Slack, tuple[float, str, str]] = {}
     for table, row in rows:
         found = float(row["maximum"]), f"{table}: {row['where']}", row["measured"]
-        worst[_slack_of(row)] = max(worst.get(_slack_of(row), (0.0, "", "")), found)
+        worst[slack_of(row)] = max(worst.get(slack_of(row), (0.0, "", "")), found)
     return worst
 
 
-def _slack_of(row: dict[str, str]) -> Slack:
+def slack_of(row: dict[str, str]) -> Slack:
     return row["promise"], row["quantity"], row["dtype"]
 
 
 def derive() -> str:
     """The text of slacks.toml: twice the largest healthy number of any table, to two digits, rounded up."""
-    rows = list(_rows())
+    rows = list(tables())
     count: dict[Slack, int] = defaultdict(int)
     for _, row in rows:
-        count[_slack_of(row)] += int(row["samples"])
+        count[slack_of(row)] += int(row["samples"])
     slacks, worst = derived(rows), _worst(rows)
     lines = [
         "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
@@ -172,7 +172,7 @@ def derive() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows() -> Iterator[tuple[str, dict[str, str]]]:
+def tables() -> Iterator[tuple[str, dict[str, str]]]:
     """Every table's name with each of its rows, and in each the day of its measurement, with which a table begins."""
     for path in sorted(TABLES.glob("*.tsv")):
         with path.open(encoding="utf-8") as stream:
@@ -190,7 +190,7 @@ def _false_alarms(rows: list[tuple[str, dict[str, str]]], slacks: dict[Slack, fl
     """How many false alarms a run of a table's checks raises on average, as comments, a line for each table."""
     tails, expected = _tails(rows), defaultdict[str, float](float)
     for table, row in _with_tails(rows):
-        key = _slack_of(row)
+        key = slack_of(row)
         expected[table] += int(row["checks"]) * beyond(float(row["p90"]), tails[key], slacks[key])
     return [
         f"# False alarms to expect of one run of the checks in {table}.tsv, under an exponential tail: {rate:.1g}"
@@ -206,7 +206,7 @@ def _tails(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, float]:
     """
     total, count = defaultdict[Slack, float](float), defaultdict[Slack, int](int)
     for _, row in _with_tails(rows):
-        key, many = _slack_of(row), int(row["samples"])
+        key, many = slack_of(row), int(row["samples"])
         far = many - math.ceil(0.9 * many)
         total[key] += far * float(row["excess"])
         count[key] += far
@@ -223,10 +223,10 @@ def to_expect(records: list[Record]) -> tuple[float, int, int]:
 
     A number whose promise, quantity, dtype and subject no table has is unknown, as is one that no slack bounds.
     """
-    rows = list(_rows())
+    rows = list(tables())
     tails, p90, slacks = _tails(rows), defaultdict[Key, float](float), derived(rows)
     for _, row in _with_tails(rows):
-        subject = *_slack_of(row), row["subject"]
+        subject = *slack_of(row), row["subject"]
         p90[subject] = max(p90[subject], float(row["p90"]))
     drawn = {key: len(found) for key, found in samples(records).items()}
     known = {key: count for key, count in drawn.items() if key in p90}

@@ -34,7 +34,7 @@ def tables(tmp_path, monkeypatch):
     few = [Sample(0.7, "t.py::test_few[b]") for _ in range(12)]
     found = {("ATTN-1", "overall", "float32", "a"): many, ("ATTN-1", "overall", "float32", "b"): few}
     write_table(tmp_path / "cpu.tsv", found, "2026-01-01, made up")
-    return list(calibrate._rows())
+    return list(calibrate.tables())
 
 
 def test_a_tail_is_fitted_to_all_subjects_of_a_slack(tables):
@@ -103,7 +103,7 @@ def made(tmp_path, monkeypatch):
 
     def make(capsys, *runs):
         assert calibrate.main(["--name", "mine", "--from", *map(str, runs)]) == 0
-        return capsys.readouterr().out, list(calibrate._rows())
+        return capsys.readouterr().out, list(calibrate.tables())
 
     return make
 
