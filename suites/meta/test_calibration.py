@@ -7,7 +7,7 @@ import pytest
 
 from fixtures.deployment import Waiver
 from reports.record import Record
-from suites.meta import calibrate
+from suites.meta import calibrate, held_out
 from suites.meta.calibrate import Sample, beyond, derived, samples, to_expect, write_table
 
 ABOUT = {
@@ -140,3 +140,22 @@ def test_what_did_not_measure_or_is_wrong_is_left_out_of_a_table_and_said(run, m
 def test_a_table_is_of_one_stack(run, made, capsys):
     with pytest.raises(ValueError, match=r"of a CPU, torch 2\.11\.0; of a CPU, torch 2\.13\.0"):
         made(capsys, run("a", {}), run("b", {}, stack=STACK | {"versions": {"torch": "2.11.0"}}))
+
+
+def test_a_table_is_held_to_what_the_others_allow(tables, tmp_path):
+    found = {("ATTN-1", "overall", "float32", "a"): [Sample(0.4, "t.py::test_it[a]"), Sample(5.0, "t.py::test_it[b]")]}
+    write_table(tmp_path / "other.tsv", found, "2026-01-01, made up")
+
+    beyond, asked = held_out.held_out()
+
+    # The first table, of 1,012 numbers, is not held to the two of the other.
+    assert beyond == [("other", "ATTN-1 overall float32", 5.0, pytest.approx(2.3, abs=0.8), "test_it[b]")]
+    assert asked == 2
+
+
+def test_logits_of_whole_models_are_allowed_more_than_one_operators_output():
+    factors = [calibrate.factor((p, "worst row", "float32")) for p in ("ATTN-1", "ATTN-2", "KV-10", "POS-1", "POS-3")]
+
+    assert factors == [2, 3, 3, 2, 3]
+    assert calibrate.factor(("KV-1", "plain reference", "float32")) == 10
+    assert calibrate.factor(("KV-21", "rounding ÷ textbook's", "any")) == 2

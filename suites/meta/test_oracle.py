@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,9 @@ from fixtures.models import SMALL, VOCABULARY, seeded_model
 from fixtures.oracles import decoder
 from fixtures.oracles.architectures import DESCRIPTIONS, Architecture, describe
 from fixtures.oracles.architectures.description import Experts, Latent, Number, number
+from fixtures.oracles.sublayers import backwards_linear
+from fixtures.shelf import Shelf
+from fixtures.subjects import ModelCase
 
 # Longer than every window, and short enough for thousands of runs.
 BATCH = 4
@@ -345,3 +348,18 @@ def test_the_oracle_imports_no_library():
     }
 
     assert not {name for name in imported if name.split(".")[0] in ("transformers", "torch.nn")}
+
+
+def test_each_row_of_a_small_float32_reference_is_the_worse_of_two_orders_of_summation():
+    name, ids = "mistral-window", inputs.tokens(BATCH, LENGTH, VOCABULARY, torch.Generator().manual_seed(0))
+    model, shelf = seeded_model(*SMALL[name][:2], seed=0), Shelf()
+    case = ModelCase(name, "mistral", lambda dtype, device: model)
+    ask = partial(decoder.logits, model.config, model.state_dict(), ids, dtype=torch.float32)
+
+    golden, found = (shelf.logits(case, model, ids, dtype) for dtype in (torch.float64, torch.float32))
+
+    errors = [(x - golden).norm(dim=-1) for x in (ask(), ask(linear=backwards_linear), found)]
+    assert torch.equal(errors[2], torch.maximum(errors[0], errors[1]))
+    assert (errors[0] > errors[1]).any()
+    assert (errors[1] > errors[0]).any()
+    assert max(e.norm() / golden.norm() for e in errors) < 1e-5
