@@ -151,7 +151,7 @@ def slack_of(row: dict[str, str]) -> Slack:
 
 
 def derive() -> str:
-    """The text of slacks.toml: twice the largest healthy number of any table, to two digits, rounded up."""
+    """The text of slacks.toml: multiples of the largest healthy number of any table, to two digits, rounded up."""
     rows = list(tables())
     count: dict[Slack, int] = defaultdict(int)
     for _, row in rows:
