@@ -17,7 +17,7 @@ import math
 import re
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,13 +150,18 @@ def slack_of(row: dict[str, str]) -> Slack:
     return row["promise"], row["quantity"], row["dtype"]
 
 
+def counted(rows: list[tuple[str, dict[str, str]]]) -> Counter[Slack]:
+    """How many samples each slack has in these rows."""
+    count = Counter[Slack]()
+    for _, row in rows:
+        count[slack_of(row)] += int(row["samples"])
+    return count
+
+
 def derive() -> str:
     """The text of slacks.toml: multiples of the largest healthy number of any table, to two digits, rounded up."""
     rows = list(tables())
-    count: dict[Slack, int] = defaultdict(int)
-    for _, row in rows:
-        count[slack_of(row)] += int(row["samples"])
-    slacks, worst = derived(rows), _worst(rows)
+    count, slacks, worst = counted(rows), derived(rows), _worst(rows)
     lines = [
         "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
         "# Policy: slack = factor × the healthy maximum, two digits, rounded up; for a ratio that ought to be 1 (dtype",
@@ -248,9 +253,9 @@ def factor(key: Slack) -> float:
     return OF_WHOLE_MODELS if dtype != "any" and WHOLE_MODELS.fullmatch(promise) else POLICY
 
 
-def slack(healthy: float, factor: float = POLICY) -> float:
+def slack(healthy: float, times: float = POLICY) -> float:
     """A multiple of a healthy maximum, rounded up to two digits. What is always exact still gets a millionth."""
-    wanted = max(factor * healthy, 1e-6)
+    wanted = max(times * healthy, 1e-6)
     step = 10.0 ** (math.floor(math.log10(wanted)) - 1)
     return float(f"{math.ceil(wanted / step - 1e-9) * step:.2g}")
 

@@ -8,12 +8,11 @@ out is a slack of which the others have fewer samples than the table itself. Exi
 from __future__ import annotations
 
 import sys
-from collections import Counter
 
 from tabulate import tabulate
 
 from fixtures.statistics import binomial
-from suites.meta.calibrate import Slack, derived, slack_of, tables
+from suites.meta.calibrate import counted, derived, slack_of, tables
 
 
 def held_out() -> tuple[list[tuple[str, str, float, float, str]], int]:
@@ -24,15 +23,9 @@ def held_out() -> tuple[list[tuple[str, str, float, float, str]], int]:
     rows = list(tables())
     beyond, asked = [], 0
     for name in dict.fromkeys(table for table, _ in rows):
-        others = [(table, row) for table, row in rows if table != name]
-        allowed, known = derived(others), Counter[Slack]()
-        for _, row in others:
-            known[slack_of(row)] += int(row["samples"])
-        mine = [row for table, row in rows if table == name]
-        count = Counter[Slack]()
-        for row in mine:
-            count[slack_of(row)] += int(row["samples"])
-        for row in mine:
+        mine, others = ([pair for pair in rows if (pair[0] == name) is own] for own in (True, False))
+        allowed, known, count = derived(others), counted(others), counted(mine)
+        for _, row in mine:
             key = slack_of(row)
             if known[key] < count[key]:
                 continue
