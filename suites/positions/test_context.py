@@ -62,5 +62,5 @@ def test_a_pass_key_is_found_to_the_claimed_context(case, reach, device, bench, 
     for where, cells in found.groups(claimed or trained).items():
         share, asked = found.settled(cells, low, ask)
         judge.evidence |= {} if asked is found else {f"asked again {where}": asked.table()}
-        judge.interval(f"pass keys found {where}", share, ideal=1, low=low)
+        judge.interval(f"pass keys found {where}", share, ideal=1, low=low, of="keys")
     must_reach(lengths, claimed, device.type, bench.environment.devices)
