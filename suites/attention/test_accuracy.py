@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fixtures.meters import kernels
-from fixtures.oracles.attention import attention as plain
 from fixtures.subjects import Problem
+from fixtures.yardstick import yardstick
 
 PROBLEMS = [
     Problem("one-token", 4, 4, 1),
@@ -46,8 +46,7 @@ def test_output_is_as_accurate_as_eager(attention, dtype, problem, device, own_k
     qkv = make_qkv(problem)
     asked = problem.options()
 
-    golden = plain(*qkv.to(torch.float64), **asked)
-    reference = plain(*qkv, **asked)
+    golden, reference = yardstick(*qkv, **asked)
     with kernels(device, own_kernels) as ran:
         candidate = attention(*qkv, **asked)
 
@@ -70,8 +69,7 @@ def test_output_under_a_bias_is_as_accurate_as_eager(attention, dtype, problem, 
     bias = (2 * torch.randn(pairs, generator=draw)).to(device=device, dtype=dtype)
     asked = problem.options()
 
-    golden = plain(*qkv.to(torch.float64), bias=bias.double(), **asked)
-    reference = plain(*qkv, bias=bias, **asked)
+    golden, reference = yardstick(*qkv, bias=bias, **asked)
     candidate = attention(*qkv, bias=bias, **asked)
 
     judge(candidate, reference, golden)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fixtures.oracles.attention import attention as plain
 from fixtures.probes import first_difference
 from fixtures.subjects import Problem
+from fixtures.yardstick import yardstick
 
 PROBLEMS = [
     Problem("gqa-100", 6, 2, 100, batch=2, compiled=True),
@@ -35,8 +35,7 @@ def test_row_does_not_depend_on_its_neighbours(attention, dtype, problem, device
     alone = [t[:1].contiguous() for t in (q, k, v)]
     asked = problem.options()
 
-    golden = plain(*(t.double() for t in alone), **asked)
-    reference = plain(*alone, **asked)
+    golden, reference = yardstick(*alone, **asked)
 
     judge(attention(*loud, **asked)[:1], reference, golden)
 

@@ -5,9 +5,9 @@ import torch
 
 from fixtures.answers import REFUSED, answer
 from fixtures.inputs import Qkv
-from fixtures.oracles.attention import attention as plain
 from fixtures.oracles.attention import visible
 from fixtures.subjects import Problem
+from fixtures.yardstick import yardstick
 
 
 def heads_last(q, k, v):
@@ -64,8 +64,7 @@ def test_layout_changes_nothing(attention, dtype, problem, layout, device, make_
     before = Qkv(*(t.clone() for t in qkv))
     asked = problem.options()
 
-    golden = plain(*before.to(torch.float64), **asked)
-    reference = plain(*before, **asked)
+    golden, reference = yardstick(*before, **asked)
     candidate = attention(*qkv, **asked)
 
     judge(candidate, reference, golden)
@@ -90,8 +89,7 @@ def test_layout_changes_nothing_under_a_mask(attention, dtype, problem, layout, 
     longer = visible(problem.length, problem.length + 3, causal=False, device=device)[None, None] & (key >= 13)
     mask = longer[..., 3:].expand(problem.batch, -1, -1, -1)  # as a slice of a longer cache's mask
 
-    golden = plain(*before.to(torch.float64), mask=mask)
-    reference = plain(*before, mask=mask)
+    golden, reference = yardstick(*before, mask=mask)
     candidate = attention(*qkv, causal=False, mask=mask)
 
     judge(candidate, reference, golden)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fixtures.meters import kernels
-from fixtures.oracles.attention import attention as plain
 from fixtures.subjects import Problem
+from fixtures.yardstick import yardstick
 
 GPU = frozenset({"cuda"})
 
@@ -32,8 +32,7 @@ def test_rows_of_a_long_context_are_as_accurate_as_eager(
     rows = _rows(problem.length).to(device)
     seen = torch.arange(problem.length, device=device) <= rows[:, None]
 
-    golden = plain(q[:, :, rows].double(), k.double(), v.double(), mask=seen)
-    reference = plain(q[:, :, rows], k, v, mask=seen)
+    golden, reference = yardstick(q[:, :, rows], k, v, mask=seen)
     with kernels(device, own_kernels) as ran:
         candidate = attention(q, k, v, causal=True)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from fixtures.meters import kernels
-from fixtures.oracles.attention import attention as plain
 from fixtures.oracles.attention import visible
 from fixtures.probes import first_difference, weights
 from fixtures.subjects import Problem
+from fixtures.yardstick import yardstick
 
 WINDOW = 24
 FLAGS = [
@@ -124,8 +124,7 @@ def test_rows_that_see_nothing_disturb_nobody(attention, dtype, problem, device,
     shown = visible(problem.rows, problem.length, causal=True, device=device)[None, None]
     shown = shown & (torch.arange(problem.length, device=device) >= blind)
 
-    golden = plain(*qkv.to(torch.float64), mask=shown)
-    reference = plain(*qkv, mask=shown)
+    golden, reference = yardstick(*qkv, mask=shown)
     candidate = attention(*qkv, causal=False, mask=shown)
 
     judge.exactly("values that are not finite", int((~candidate.isfinite()).sum()), 0)

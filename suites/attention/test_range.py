@@ -1,11 +1,10 @@
 """Scores far from zero: softmax subtracts their maximum, whatever it is, and scale and soft-cap act once."""
 
 import pytest
-import torch
 
-from fixtures.oracles.attention import attention as plain
 from fixtures.probes import first_difference, saturated
 from fixtures.subjects import Problem
+from fixtures.yardstick import yardstick
 
 SATURATED = [
     Problem("gqa-129", 4, 2, 129),
@@ -41,7 +40,6 @@ def test_scale_and_softcap_act_once(attention, dtype, problem, device, make_qkv,
     qkv = make_qkv(problem)
     asked = problem.options()
 
-    golden = plain(*qkv.to(torch.float64), **asked)
-    reference = plain(*qkv, **asked)
+    golden, reference = yardstick(*qkv, **asked)
 
     judge(attention(*qkv, **asked), reference, golden)

@@ -215,3 +215,19 @@ def test_a_report_says_whether_its_green_was_ever_red(tmp_path, change, told):
 
     assert said.startswith(told)
     assert said in render.markdown([Record("a::b", "A-1", "it MUST", "a", "passed")], run, {})
+
+
+def test_what_is_held_to_seconds_is_asked_when_nothing_else_is(library, tmp_path, monkeypatch, capsys):
+    library(slow=(nothing, (command.TIMED, "speed")))
+    asked = []
+    monkeypatch.setattr(command, "conduct", lambda part, journal, workers, threads: asked.append((part, workers)))
+
+    code = command.main([f"--out={tmp_path}", "--workers=4"])
+
+    assert asked == [([[SEEN]], 4), ([["slow"]], 1)]
+    assert (code, "no fault was asked" in capsys.readouterr().out) == (5, True)
+
+
+def test_a_part_that_holds_no_fault_asks_none(tmp_path, capsys):
+    assert command.main([f"--out={tmp_path}", SEEN, "--shard=2/2"]) == 5
+    assert "no fault was asked: part 2/2 of 1 holds none" in capsys.readouterr().out
