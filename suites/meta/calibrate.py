@@ -10,166 +10,38 @@ with the served model, and writes what was measured to `fixtures/calibration/`, 
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import json
 import math
-import re
 import sys
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from fixtures import judgement, waivers
-from fixtures.deployment import known_failures
+from fixtures import judgement
 from fixtures.slacks import LEDGER
 from reports.record import Record, read
 from reports.summary import first_line
-
-ROOT = Path(__file__).parent.parent.parent
-TABLES = ROOT / "fixtures" / "calibration"
-HEADER = ("promise", "quantity", "dtype", "subject", "samples", "median", "p90", "excess", "maximum", "where", "checks")
-
-# A healthy maximum is at most half of what is allowed; of a ratio that ought to be 1, its distance from 1 is.
-POLICY = 2.0
-
-# How exact plain arithmetic is depends on the model more than on the seed; what it has to tell apart from healthy, a
-# matrix product in TF32, is a thousand times off.
-PLAIN = 10.0
-
-# Logits of whole models have longer tails than a single operator's output: layers amplify what was rounded before them.
-# At twice the maximum of all other tables 8 of 486,334 numbers lay beyond it (`python -m suites.meta.held_out`), all of
-# such promises: KV-1, KV-3, KV-6 and POS-4, five distinct ones, of up to 2.9 times that maximum. 2026-11-25.
-WHOLE_MODELS = re.compile(r"ATTN-2|ATTN-16|KV-\d+|POS-[3467]|QUANT-12")
-OF_WHOLE_MODELS = 3.0
-
-# Where nothing was measured beyond the 90th percentile, the tail is taken to be this long.
-TINY = 1e-9
-
-# No ratio is held closer than this, and no gain: another machine, or another count of threads, sums in another order.
-# One that was exact on one thread was 0.003 of the plain error on two, and KV-1's of opt-post in float16, never above
-# 0.025 in 1,552 samples, was 0.063 on the next. With a floor of 0.1, 20 fresh seeds on one thread raised an alarm
-# (ATTN-14 in float16: 0.2121, allowed 0.21), and so did two runs on an H200 (KV-5: 0.217, allowed 0.21; POS-4: 0.1012,
-# allowed 0.1). A scale off by 0.3 % is 0.4 of it in bfloat16.
-CLOSEST = 0.01
-FLOORS = {"gain": 0.25}
-
-
-# Of a check's parameters, those that name the subject whose distribution a row of a table is.
-SUBJECTS = ("attention", "kv_cache", "encoding", "quantizer")
-Key = tuple[str, str, str, str]
-Slack = tuple[str, str, str]
-
-
-class Sample(NamedTuple):
-    """One number of a healthy check, on the scale on which its slack is given."""
-
-    value: float
-    check: str
-
-
-def samples(records: Sequence[Record]) -> dict[Key, list[Sample]]:
-    """What healthy checks measured, by promise, quantity, dtype and subject.
-
-    The subject is the attention backend, cache, encoding or quantizer; models are pooled. What is known to be wrong on
-    this stack is no sample. Raises ValueError where a check did not measure.
-    """
-    found: dict[Key, list[Sample]] = defaultdict(list)
-    for record in records:
-        if _is_known(record):
-            continue
-        if why := unhealthy(record):
-            raise ValueError(f"{record.check} {why}")
-        subject = next((record.parameters[kind] for kind in SUBJECTS if kind in record.parameters), "")
-        for judged in record.judgements:
-            quantity = re.sub(r"^.*\b(worst row|overall|gain|plain reference)$", r"\1", str(judged["quantity"]))
-            if judged["headroom"] is None:
-                continue
-            value = float(judged["measured"])
-            if judged["dtype"]:
-                found[record.promise, quantity, judged["dtype"], subject].append(Sample(value, record.check))
-            elif "÷" in quantity:
-                found[record.promise, quantity, "any", subject].append(Sample(max(value, 1 / value), record.check))
-    return found
-
-
-def _is_known(record: Record) -> bool:
-    """Whether a check is known to fail on the stack that it was judged on, which need not be this one."""
-    installed = record.environment.get("versions", {})
-    return record.outcome == "waived" or bool(waivers.excuse(known_failures(), installed, vars(record)))
-
-
-def unhealthy(record: Record) -> str:
-    """Why nothing that a check measured is a sample, empty where it is. Beyond what a slack allows is no reason."""
-    if record.crash or record.outcome in ("unverified", "inconclusive"):
-        return f"did not measure: {record.message}"
-    exact = (j for j in record.judgements if j["headroom"] is None and j["outcome"] != "passed")
-    return next((f"is not healthy: {j['quantity']} is {j['measured']}" for j in exact), "")
-
-
-def write_table(path: Path, measured: dict[Key, list[Sample]], stack: str) -> None:
-    """One line for each key; `excess` is how far samples beyond the 90th percentile lie beyond it on average."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        stream.write(f"# {stack}\n")
-        table = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        table.writerow(HEADER)
-        for key, found in sorted(measured.items()):
-            ordered = sorted(found)
-            p90, worst = ordered[math.ceil(0.9 * len(ordered)) - 1].value, ordered[-1]
-            beyond = [s.value - p90 for s in ordered if s.value > p90]
-            excess = sum(beyond) / len(beyond) if beyond else 0.0
-            numbers = (f"{x:.5g}" for x in (ordered[len(ordered) // 2].value, p90, excess, worst.value))
-            table.writerow((*key, len(ordered), *numbers, worst.check.split("::")[1], len({s.check for s in ordered})))
-
-
-def derived(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, float]:
-    """Every slack: a multiple of the largest healthy number of any table, and never closer than the floors."""
-    return {
-        key: 1 + max(slack(healthy - 1), CLOSEST)
-        if key[2] == "any"
-        else max(slack(healthy, factor(key)), FLOORS.get(key[1], 0.0))
-        for key, (healthy, *_) in _worst(rows).items()
-    }
-
-
-def _worst(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, tuple[float, str, str]]:
-    """The largest healthy number for each slack, where it was measured, and on what day."""
-    worst: dict[Slack, tuple[float, str, str]] = {}
-    for table, row in rows:
-        found = float(row["maximum"]), f"{table}: {row['where']}", row["measured"]
-        worst[slack_of(row)] = max(worst.get(slack_of(row), (0.0, "", "")), found)
-    return worst
-
-
-def slack_of(row: dict[str, str]) -> Slack:
-    return row["promise"], row["quantity"], row["dtype"]
-
-
-def counted(rows: list[tuple[str, dict[str, str]]]) -> Counter[Slack]:
-    """How many samples each slack has in these rows."""
-    count = Counter[Slack]()
-    for _, row in rows:
-        count[slack_of(row)] += int(row["samples"])
-    return count
+from suites.meta.allowance import CLOSEST, FLOORS, derived, factor, worst
+from suites.meta.false_alarms import of_each_table, to_expect
+from suites.meta.tables import ROOT, counted, every_row, is_known, samples, unhealthy, write_table
 
 
 def derive() -> str:
     """The text of slacks.toml: multiples of the largest healthy number of any table, to two digits, rounded up."""
-    rows = list(tables())
-    count, slacks, worst = counted(rows), derived(rows), _worst(rows)
+    rows = every_row()
+    count, slacks, largest = counted(rows), derived(rows), worst(rows)
     lines = [
         "# Written by `python -m suites.meta.calibrate`, from the tables in fixtures/calibration/: change those.",
         "# Policy: slack = factor × the healthy maximum, two digits, rounded up; for a ratio that ought to be 1 (dtype",
         f"# `any`), 1 + that of its distance from 1, which is taken to be {CLOSEST:g} at least.",
         *(f"# No {quantity} is held closer than {floor:g}." for quantity, floor in FLOORS.items()),
-        *_false_alarms(rows, slacks),
+        *of_each_table(rows, slacks),
     ]
-    for (promise, quantity, dtype), (healthy, where, measured) in sorted(worst.items()):
+    for (promise, quantity, dtype), (healthy, where, measured) in sorted(largest.items()):
         lines += [
             "",
             f'["{promise}"."{quantity}".{dtype}]',
@@ -181,83 +53,6 @@ def derive() -> str:
             f'measured = "{measured}"',
         ]
     return "\n".join(lines) + "\n"
-
-
-def tables() -> Iterator[tuple[str, dict[str, str]]]:
-    """Every table's name with each of its rows, and in each the day of its measurement, with which a table begins."""
-    for path in sorted(TABLES.glob("*.tsv")):
-        with path.open(encoding="utf-8") as stream:
-            day = next(stream).removeprefix("# ").split(",")[0]
-            for row in csv.DictReader(stream, delimiter="\t"):
-                yield path.stem, row | {"measured": day}
-
-
-def _with_tails(rows: list[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of tables that keep tails: the first ones did not."""
-    return ((table, row) for table, row in rows if "excess" in row)
-
-
-def _false_alarms(rows: list[tuple[str, dict[str, str]]], slacks: dict[Slack, float]) -> list[str]:
-    """How many false alarms a run of a table's checks raises on average, as comments, a line for each table."""
-    tails, expected = _tails(rows), defaultdict[str, float](float)
-    for table, row in _with_tails(rows):
-        key = slack_of(row)
-        expected[table] += int(row["checks"]) * beyond(float(row["p90"]), tails[key], slacks[key])
-    return [
-        f"# False alarms to expect of one run of the checks in {table}.tsv, under an exponential tail: {rate:.1g}"
-        for table, rate in expected.items()
-    ]
-
-
-def _tails(rows: list[tuple[str, dict[str, str]]]) -> dict[Slack, float]:
-    """For each slack, how far the samples beyond their subject's 90th percentile lie beyond it, on average.
-
-    A healthy distribution is taken to fall off exponentially there, and to do so alike for all subjects and machines:
-    of one alone, too few samples are that far out. The mean is then the maximum-likelihood estimate of its scale.
-    """
-    total, count = defaultdict[Slack, float](float), defaultdict[Slack, int](int)
-    for _, row in _with_tails(rows):
-        key, many = slack_of(row), int(row["samples"])
-        far = many - math.ceil(0.9 * many)
-        total[key] += far * float(row["excess"])
-        count[key] += far
-    return {key: max(total[key] / max(count[key], 1), TINY) for key in total}
-
-
-def beyond(p90: float, tail: float, allowed: float) -> float:
-    """How probable it is that one healthy number is larger than what is allowed."""
-    return 0.1 * math.exp(min(0.0, (p90 - allowed) / tail))
-
-
-def to_expect(records: list[Record]) -> tuple[float, int, int]:
-    """Of a run of these checks: the false alarms to expect, of how many numbers, and how many numbers are unknown.
-
-    A number whose promise, quantity, dtype and subject no table has is unknown, as is one that no slack bounds.
-    """
-    rows = list(tables())
-    tails, p90, slacks = _tails(rows), defaultdict[Key, float](float), derived(rows)
-    for _, row in _with_tails(rows):
-        subject = *slack_of(row), row["subject"]
-        p90[subject] = max(p90[subject], float(row["p90"]))
-    drawn = {key: len(found) for key, found in samples(records).items()}
-    known = {key: count for key, count in drawn.items() if key in p90}
-    rate = sum(count * beyond(p90[key], tails[key[:3]], slacks[key[:3]]) for key, count in known.items())
-    return rate, sum(known.values()), sum(drawn.values()) - sum(known.values())
-
-
-def factor(key: Slack) -> float:
-    """How many times the largest healthy number a slack is."""
-    promise, quantity, dtype = key
-    if quantity == "plain reference":
-        return PLAIN
-    return OF_WHOLE_MODELS if dtype != "any" and WHOLE_MODELS.fullmatch(promise) else POLICY
-
-
-def slack(healthy: float, times: float = POLICY) -> float:
-    """A multiple of a healthy maximum, rounded up to two digits. What is always exact still gets a millionth."""
-    wanted = max(times * healthy, 1e-6)
-    step = 10.0 ** (math.floor(math.log10(wanted)) - 1)
-    return float(f"{math.ceil(wanted / step - 1e-9) * step:.2g}")
 
 
 class Measuring:
@@ -327,7 +122,7 @@ def from_runs(runs: Sequence[Path], name: str) -> list[str]:
         told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         asked.append((told["started"][:10], f"seed {told['seed']} of {told.get('terms', {}).get('scope', 'a part')}"))
         for record in read(folder / "records.jsonl"):
-            if (why := unhealthy(record)) and not _is_known(record):
+            if (why := unhealthy(record)) and not is_known(record):
                 left_out.append(f"left out: {record.check} {first_line(why)}")
             else:
                 records.append(record)
@@ -344,7 +139,7 @@ def _write_tables(name: str, records: Sequence[Record], said: str) -> None:
         if len(stacks) > 1:
             raise ValueError(f"a table is of one stack, and these records are of {'; of '.join(sorted(stacks))}")
         named = f"{name}-{device}" if name and len(devices) > 1 else name or device
-        write_table(TABLES / f"{named}.tsv", samples(mine), f"{said}, {stacks.pop()}")
+        write_table(named, samples(mine), f"{said}, {stacks.pop()}")
 
 
 def _stack(about: Mapping[str, Any], device: str) -> str:

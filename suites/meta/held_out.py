@@ -12,7 +12,8 @@ import sys
 from tabulate import tabulate
 
 from fixtures.statistics import binomial
-from suites.meta.calibrate import counted, derived, slack_of, tables
+from suites.meta.allowance import derived
+from suites.meta.tables import counted, every_row, slack_of
 
 
 def held_out() -> tuple[list[tuple[str, str, float, float, str]], int]:
@@ -20,7 +21,7 @@ def held_out() -> tuple[list[tuple[str, str, float, float, str]], int]:
 
     Each is (table, promise with quantity and dtype, measured, allowed, check).
     """
-    rows = list(tables())
+    rows = every_row()
     beyond, asked = [], 0
     for name in dict.fromkeys(table for table, _ in rows):
         mine, others = ([pair for pair in rows if (pair[0] == name) is own] for own in (True, False))

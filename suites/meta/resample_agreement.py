@@ -23,7 +23,7 @@ from fixtures.served import serve
 from fixtures.shelf import Shelf
 from fixtures.stretches import STRETCHES
 from suites.conftest import tokenize
-from suites.meta.calibrate import TABLES, Key, Sample, write_table
+from suites.meta.tables import Key, Sample, write_table
 from suites.quantization.test_agreement import LENGTH, METRICS
 
 
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     here = environment.probe()
     stack = f"{datetime.date.today()}, {chosen.times} resamplings of the documents, {here.cpu}, "
     stack += ", ".join(f"{k} {v}" for k, v in here.versions.items() if k in ("torch", "transformers", "bitsandbytes"))
-    write_table(TABLES / f"{chosen.device}-documents.tsv", samples, stack)
+    write_table(f"{chosen.device}-documents", samples, stack)
     return bool(alarms)
 
 

@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from reports.record import read
 from reports.summary import reason, short
-from suites.meta.calibrate import ROOT
+from suites.meta.tables import ROOT
 
 ALARMS = ("failed", "inconclusive", "unverified")
 

@@ -7,8 +7,11 @@ import pytest
 
 from fixtures.deployment import Waiver
 from reports.record import Record
-from suites.meta import calibrate, held_out
-from suites.meta.calibrate import Sample, beyond, derived, samples, to_expect, write_table
+from suites.meta import allowance, calibrate, held_out
+from suites.meta import tables as healthy
+from suites.meta.allowance import derived
+from suites.meta.false_alarms import beyond, tails_of, to_expect
+from suites.meta.tables import Sample, samples, write_table
 
 ABOUT = {
     "promise": "ATTN-1",
@@ -28,17 +31,17 @@ def number(measured):
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
     """Of one subject a thousand samples with an exponential tail of 0.1 beyond 1, of another one a dozen below it."""
-    monkeypatch.setattr(calibrate, "TABLES", tmp_path)
+    monkeypatch.setattr(healthy, "TABLES", tmp_path)
     tail = [1 - 0.1 * math.log(n / 100.5) for n in range(1, 101)]
     many = [Sample(value, "t.py::test_many[a]") for value in [*[0.5] * 899, 1.0, *tail]]
     few = [Sample(0.7, "t.py::test_few[b]") for _ in range(12)]
     found = {("ATTN-1", "overall", "float32", "a"): many, ("ATTN-1", "overall", "float32", "b"): few}
-    write_table(tmp_path / "cpu.tsv", found, "2026-01-01, made up")
-    return list(calibrate.tables())
+    write_table("cpu", found, "2026-01-01, made up")
+    return healthy.every_row()
 
 
 def test_a_tail_is_fitted_to_all_subjects_of_a_slack(tables):
-    found = calibrate._tails(tables)
+    found = tails_of(tables)
 
     assert found == {("ATTN-1", "overall", "float32"): pytest.approx(0.1, rel=0.05)}
 
@@ -47,7 +50,7 @@ def test_the_alarms_to_expect_are_those_of_the_numbers_that_a_run_judges(tables)
     judged = {"outcome": "passed", "judgements": (number(0.6),)}
     records = [Record(**ABOUT | judged | {"parameters": {"attention": name}}) for name in "aabz"]
     key = "ATTN-1", "overall", "float32"
-    tail, allowed = calibrate._tails(tables)[key], derived(tables)[key]
+    tail, allowed = tails_of(tables)[key], derived(tables)[key]
 
     rate, known, unknown = to_expect(records)
 
@@ -69,7 +72,7 @@ def test_the_ledger_knows_the_day_of_each_measurement(tables):
 @pytest.mark.parametrize(("installed", "count"), [("2.11.0", 0), ("2.13.0", 1)])
 def test_what_is_known_to_fail_on_the_stack_of_a_record_is_no_sample(monkeypatch, installed, count):
     known = Waiver("mended later", "us", "", promise="ATTN-1", versions={"torch": "<2.12"})
-    monkeypatch.setattr(calibrate, "known_failures", lambda: (known,))
+    monkeypatch.setattr(healthy, "known_failures", lambda: (known,))
     judged = {"outcome": "passed", "judgements": (number(0.6),), "environment": {"versions": {"torch": installed}}}
 
     assert len(samples([Record(**ABOUT | judged)])) == count
@@ -98,12 +101,12 @@ def run(tmp_path):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """What the command says of a new table, and the rows that it is read back as."""
-    monkeypatch.setattr(calibrate, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(healthy, "TABLES", tmp_path / "tables")
     monkeypatch.setattr(calibrate, "LEDGER", tmp_path / "slacks.toml")
 
     def make(capsys, *runs):
         assert calibrate.main(["--name", "mine", "--from", *map(str, runs)]) == 0
-        return capsys.readouterr().out, list(calibrate.tables())
+        return capsys.readouterr().out, healthy.every_row()
 
     return make
 
@@ -144,7 +147,7 @@ def test_a_table_is_of_one_stack(run, made, capsys):
 
 def test_a_table_is_held_to_what_the_others_allow(tables, tmp_path):
     found = {("ATTN-1", "overall", "float32", "a"): [Sample(0.4, "t.py::test_it[a]"), Sample(5.0, "t.py::test_it[b]")]}
-    write_table(tmp_path / "other.tsv", found, "2026-01-01, made up")
+    write_table("other", found, "2026-01-01, made up")
 
     beyond, asked = held_out.held_out()
 
@@ -154,8 +157,8 @@ def test_a_table_is_held_to_what_the_others_allow(tables, tmp_path):
 
 
 def test_logits_of_whole_models_are_allowed_more_than_one_operators_output():
-    factors = [calibrate.factor((p, "worst row", "float32")) for p in ("ATTN-1", "ATTN-2", "KV-10", "POS-1", "POS-3")]
+    factors = [allowance.factor((p, "worst row", "float32")) for p in ("ATTN-1", "ATTN-2", "KV-10", "POS-1", "POS-3")]
 
     assert factors == [2, 3, 3, 2, 3]
-    assert calibrate.factor(("KV-1", "plain reference", "float32")) == 10
-    assert calibrate.factor(("KV-21", "rounding ÷ textbook's", "any")) == 2
+    assert allowance.factor(("KV-1", "plain reference", "float32")) == 10
+    assert allowance.factor(("KV-21", "rounding ÷ textbook's", "any")) == 2
