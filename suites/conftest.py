@@ -387,9 +387,12 @@ def reader(case: Any) -> Reader:
 
 
 def tokenize(case: Any, documents: list[str], length: int | None) -> list[Tensor]:
-    """Each document's first `length` tokens, `(1, length)` int64."""
+    """Each document's first `length` tokens, `(1, length)` int64. Raises Unverified where one has not so many."""
     tokenizer = _tokenizer(case.checkpoint())
-    return [tokenizer(d, return_tensors="pt", add_special_tokens=False).input_ids[:, :length] for d in documents]
+    found = [tokenizer(d, return_tensors="pt", add_special_tokens=False).input_ids[:, :length] for d in documents]
+    if length and (shortest := min(ids.shape[1] for ids in found)) < length:
+        raise Unverified(f"of each document {length:,} tokens are wanted, and one has {shortest:,}: ask for no more")
+    return found
 
 
 @cache

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fixtures.decoding import decode
-from fixtures.meters import operations, seconds
+from fixtures.meters import computing, operations
 from fixtures.oracles.memory import attention_operations
 from fixtures.subjects import Usage
 
@@ -55,7 +55,7 @@ def test_length_never_seen_costs_nothing(case, attention, dtype, usage, device, 
     def step(length):
         cache = DynamicCache(config=model.config)
         decode(model, cache, ids, [length])
-        return seconds(lambda: decode(model, cache, ids[:, length:], [1], start=length), device)
+        return computing(lambda: decode(model, cache, ids[:, length:], [1], start=length), device)
 
     with attention.in_model(model):
         step(SHORT - 1)

@@ -1,19 +1,23 @@
 """A claim is understood whole or refused, held to its own bound, and has its row."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import math
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fixtures import claimed, deployment, random_weights
+from fixtures import audit, claimed, deployment, meters, random_weights, served, text
 from fixtures.judgement import Judge, Unverified
 from fixtures.statistics import Interval
 from fixtures.turns import Turns, in_turn
 from reports import claims, promises
 from reports.record import Record
+from suites.conftest import tokenize
 from suites.meta.conftest import ROOT
 
 CLAIM = {"name": "it", "says": "it fits", "measure": "peak memory", "at_most": "9.5 GiB"}
@@ -126,6 +130,32 @@ def test_what_was_measured_is_held_to_the_bound(said, found, outcome):
 
     assert {j.outcome for j in judge.judgements} - {"passed"} == {outcome} - {"passed"}
     assert judge.evidence["claim"]["detectable"]
+
+
+def test_what_a_gpu_gave_a_request_before_it_had_no_more_is_what_the_request_took_at_least(monkeypatch):
+    def out_of_memory(run, device):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(audit, "peak_bytes", out_of_memory)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 400)
+    loaded = audit.Loaded(None, 1000, claimed.Side(), contextlib.nullcontext)
+
+    found = loaded.memory(SimpleNamespace(device=torch.device("cuda")))
+
+    assert [(m.low, m.high) for m in found] == [(1300, math.inf), (300, math.inf)]
+
+
+def test_a_request_takes_as_long_as_who_asked_has_to_wait():
+    def run():
+        time.sleep(0.05)
+
+    assert meters.elapsed(run, torch.device("cpu")) >= 0.05 > meters.computing(run, torch.device("cpu"))
+
+
+def test_agreement_is_not_claimed_of_more_tokens_than_a_document_has():
+    with pytest.raises(Unverified, match=r"32,768 tokens are wanted, and one has \d+"):
+        tokenize(SimpleNamespace(checkpoint=lambda: served.checkpoint(served.locate(""))), text.documents(), 32768)
 
 
 @pytest.mark.parametrize(("seen", "outcome"), [("sdpa", "passed"), ("eager", "failed")])

@@ -145,6 +145,15 @@ def test_no_disagreement_has_an_interval_all_the_same():
     assert (found.low, found.high) == (1 - 3 / 480, 1.0)
 
 
+def test_documents_that_miss_alike_leave_an_interval_around_what_was_seen():
+    hits = (torch.arange(48 * 63) % 63 != 0).bool()
+
+    found = clustered_share(hits, torch.arange(48).repeat_interleave(63))
+
+    assert found.low < 62 / 63 == found.estimate < found.high < 0.99
+    assert found.clusters == 48
+
+
 def test_agreement_that_is_better_never_has_a_worse_bound():
     documents, lows = torch.arange(48).repeat_interleave(127), []
     for misses in range(0, 60, 5):

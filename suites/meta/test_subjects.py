@@ -66,6 +66,18 @@ def test_a_declaration_that_would_never_match_is_refused(conformance, declared, 
     assert message in found.printed
 
 
+def test_a_trained_model_without_the_files_of_its_weights_is_refused(conformance):
+    class Plugin:
+        @pytest.hookimpl
+        def pytest_spiritlevel_model(self, register):
+            register("odd", architecture="llama", load=None, real=True)
+
+    found = conformance("suites/weights", plugins=[Plugin()])
+
+    assert found.code == 4
+    assert "say which folder, as checkpoint" in found.printed
+
+
 def test_a_backend_that_no_model_calls_is_rejected(conformance):
     ghost = backend("ghost", kernels={"cpu": ["a_kernel_of_its_own"]}, in_model=lambda model: nullcontext())
     found = conformance("suites/attention/test_model_logits.py", "-k", "ghost and llama and float32", plugins=[ghost])

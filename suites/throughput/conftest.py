@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fixtures.judgement import Judge, Unverified
-from fixtures.meters import seconds
+from fixtures.meters import elapsed
 from fixtures.turns import ROUNDS, Turns
 
 
@@ -25,8 +25,8 @@ def compare(benchmark: Any, device: torch.device, judge: Judge) -> Callable[...,
         turns = Turns([], [])
 
         def turn() -> None:
-            turns.one.append(seconds(one, device))
-            turns.other.append(seconds(other, device))
+            turns.one.append(elapsed(one, device))
+            turns.other.append(elapsed(other, device))
 
         benchmark.pedantic(turn, rounds=ROUNDS, warmup_rounds=1)
         if len(turns.one) <= ROUNDS:

@@ -12,11 +12,11 @@ pytestmark = pytest.mark.applies(tier=("standard",))
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.applies(real=(True,))
-def test_served_weights_are_the_released_ones(case, dtype, device, model, bench, judge):
+def test_served_weights_are_the_released_ones(case, dtype, device, model, judge):
     """WEIGHTS-1: every tensor in memory MUST equal the released file's, bit for bit after the declared conversion."""
     state = model.state_dict()
     released, different = set(), []
-    for name, value in release.tensors(bench.served.release.path, model):
+    for name, value in release.tensors((case.released or case.checkpoint)(), model):
         held = state.get(name)
         released.add(name)
         if held is None or not release.same_bits(held.cpu(), value.to(held.dtype)):
