@@ -65,6 +65,45 @@ def test_code_of_a_checkpoint_is_refused_unless_trusted(folder):
     assert served.locate(str(folder), trust_remote_code=True).trust_remote_code
 
 
+BROUGHT = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class AcmeConfig(LlamaConfig):
+    model_type = "acme-llm"
+
+class AcmeForCausalLM(LlamaForCausalLM):
+    config_class = AcmeConfig
+"""
+
+
+@pytest.fixture
+def foreign(folder):
+    """The checkpoint, of an architecture that it brings."""
+    (folder / "modeling_acme.py").write_text(BROUGHT, encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    brought = {"AutoConfig": "modeling_acme.AcmeConfig", "AutoModelForCausalLM": "modeling_acme.AcmeForCausalLM"}
+    told = json.dumps({**config, "model_type": "acme-llm", "auto_map": brought})
+    (folder / "config.json").write_text(told, encoding="utf-8")
+    return folder
+
+
+def test_an_architecture_that_a_trusted_checkpoint_brings_is_served(conformance, foreign):
+    ask = ("suites/weights", "suites/quantization/test_engagement.py", "-k", "served and (released or engaged)")
+    found = conformance(*ask, f"--model={foreign}", "--trust-remote-code")
+
+    assert found.verdict.startswith("conformant"), found.printed
+    assert {record.area for record in found.records} == {"weights", "quantization"}
+
+
+def test_a_trusted_checkpoint_whose_code_is_not_there_is_refused(foreign):
+    config = json.loads((foreign / "config.json").read_text(encoding="utf-8"))
+    del config["auto_map"]["AutoModelForCausalLM"]
+    (foreign / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    with pytest.raises(BadInput, match="auto_map names no AutoModelForCausalLM for 'acme-llm'"):
+        served._config(served.locate(str(foreign), trust_remote_code=True))
+
+
 def test_pickled_weights_are_refused_unless_allowed(folder):
     torch.save({}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
