@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,172 +11,20 @@ import torch
 from torch import Tensor
 
 from fixtures import inputs, meters, text
-from fixtures.deployment import BadInput
 from fixtures.judgement import Judge, Unverified
 from fixtures.models import VOCABULARY
 from fixtures.oracles import decoder
 from fixtures.reach import Reader
 from fixtures.references import References
-from fixtures.soundness import check_tokens
 from fixtures.subjects import Absent
-from suites import checks, workers
+from fixtures.tokenizing import tokenize, tokenizer_of
+from suites import checks, collection
+from suites.collection import bench_of, is_real
 
-REFUSED = pytest.StashKey[str]()
-LATER = "of tier full: ask for it with --tier full"
-
-# What a check calls a subject -> its kind in the registry and in a deployment's claims.
-KINDS = {
-    "attention": "attention",
-    "kv_cache": "kv_caches",
-    "encoding": "positions",
-    "quantizer": "quantizers",
-    "case": "models",
-}
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@pytest.hookimpl(trylast=True)  # after the marks, so that the device ends every id
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every subject of each kind that a check asks for, in each dtype, on each device."""
-    bench = _bench(metafunc.config)
-    claims = bench.deployment.claims
-    given = {name for mark in metafunc.definition.iter_markers("parametrize") for name in _names(mark)}
-    for name, kind in KINDS.items():
-        if name in metafunc.fixturenames and name not in given:
-            subjects = bench.registry.of(kind, claims.get(kind, ()))
-            subjects += bench.served.absent if kind == "models" else []
-            if kind == "models" and "claim" in metafunc.fixturenames:
-                subjects = [bench.audited]
-            depth = metafunc.config.getoption("tier")
-            now = [s for s in subjects if not _is_for_later(s, depth) or s.name in claims.get(kind, ())] or subjects
-            bench.not_here[LATER] += len(subjects) - len(now)
-            metafunc.parametrize(name, now, ids=[s.name for s in now], indirect=True)
-    if "claim" in metafunc.fixturenames and "claim" not in given:
-        (mark,) = metafunc.definition.iter_markers("capability")
-        stated = bench.claims(mark.args[0])
-        metafunc.parametrize("claim", stated, ids=[c.name for c in stated])
-    if "dtype" in metafunc.fixturenames and "dtype" not in given:
-        metafunc.parametrize("dtype", DTYPES, ids=[_short(d) for d in DTYPES])
-    if "device" in metafunc.fixturenames:
-        devices = _devices(bench)
-        if metafunc.config.option.markexpr == "gpu":
-            devices = [d for d in devices if d.marks] or devices
-        metafunc.parametrize("device", devices, indirect=True)
-
-
-def _is_for_later(subject: Any, depth: str) -> bool:
-    return getattr(subject, "tier", depth) == "full" != depth
-
-
-def _names(mark: pytest.Mark) -> list[str]:
-    names = mark.args[0]
-    return [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _bench(config: pytest.Config) -> Any:
-    """The run's state, as the wiring in the root's conftest.py registered it."""
-    return config.pluginmanager.get_plugin("spiritlevel-bench")
-
-
-def _devices(bench: Any) -> list[Any]:
-    here = bench.environment.devices
-    claimed = [*bench.deployment.claims.get("devices", ()), *["cuda"] * bench.environment.gpu_expected]
-    missing = [d for d in dict.fromkeys(claimed) if d not in here]
-    found = [pytest.param(d, id=d, marks=[pytest.mark.gpu] if d == "cuda" else []) for d in here]
-    return found + [
-        pytest.param(Absent(d, f"{d} is owed here: {bench.explain() or 'there is none'}"), id=d, marks=pytest.mark.gpu)
-        for d in missing
-    ]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What a subject declares not to take is not collected; what is absent is asked for once a promise, or claim.
-
-    A subject that is claimed and takes nothing of what is here is asked for too, and ends unverified.
-    """
-    bench = _bench(config)
-    claimed = {name for names in bench.deployment.claims.values() for name in names}
-    claimed |= {claim.name for claim in bench.deployment.measured}
-    reasons = {item: _refusal(item, _params(item)) for item in items}
-    tried = {name for item in items if not reasons[item] for name in _subjects(item)}
-    kept, asked = [], set()
-    for item in items:
-        owed = [name for name in _subjects(item) if name in claimed - tried]
-        absent = [v.name for v in _params(item).values() if isinstance(v, Absent)]
-        params = _params(item)
-        once = (getattr(item, "function", item), *owed, *absent, str(params.get("device")), str(params.get("claim")))
-        if (reasons[item] and not owed) or ((owed or absent) and once in asked):
-            bench.not_here[reasons[item] or "absent"] += 1
-            continue
-        if owed and reasons[item]:
-            item.stash[REFUSED] = f"{', '.join(owed)} is claimed, and cannot be tried here: {reasons[item]}"
-        asked.add(once)
-        kept.append(item)
-    kept = _thinned(bench, kept) if config.getoption("tier") == "smoke" else kept
-    first: dict[Any, int] = {}
-    places = {item: first.setdefault(_asked_with(item), place) for place, item in enumerate(kept)}
-    items[:] = bench.applicable = sorted(kept, key=places.__getitem__)
-    # Nothing is converted or read for a list of checks, and workers are begun by a process that has seen to it.
-    looks = not config.option.collectonly and not workers.is_worker(config)
-    if looks and bench.served.release and any(map(_is_real, items)):
-        _refuse_foreign_tokens(bench.served.release, bench.registry.subjects["models"]["served"])
-
-
-def _asked_with(item: pytest.Item) -> Any:
-    """What a check has in common with those that follow it, so that it is done once, and by one worker.
-
-    Of a real model, who quantized it: it is loaded, and an area's texts are read to it. Of caches, the model and its
-    dtype: a library builds kernels, or plans of them, for each length of a text.
-    """
-    params = _params(item)
-    where = str(params.get("device"))
-    if "quantizer" in params and _is_real(item):
-        return checks.area(item), params["quantizer"].name, where
-    if "kv_cache" in params and "case" in params:
-        return getattr(item, "function", item), params["case"].name, str(params.get("dtype")), where
-    return item
-
-
-def _refuse_foreign_tokens(release: Any, case: Any) -> None:
-    """Each check of the served model would raise, or worse, be about padding."""
-    try:
-        tokenizer = _tokenizer(case.checkpoint())
-    except Unverified:
-        return  # each check says so
-    ids = {token for said in text.documents() for token in tokenizer(said, add_special_tokens=False).input_ids}
-    try:
-        check_tokens(f"--model {release.path}", ids, case.config())
-    except BadInput as error:
-        raise pytest.UsageError(str(error)) from error
-
-
-def _thinned(bench: Any, items: list[pytest.Item]) -> list[pytest.Item]:
-    """Of each check the first set of parameters for each subject on each device; none that takes minutes.
-
-    A small model stands for all, where there is one. What is owed and is not here stays, to be unverified.
-    """
-    chosen, asked = set(), set()
-    for item in sorted(items, key=_is_real):
-        params = _params(item)
-        about = [v.name for k, v in params.items() if hasattr(v, "refuses") and k != "case"]
-        question = (getattr(item, "function", item), *about, str(params.get("device")))
-        missing = REFUSED in item.stash or any(isinstance(v, Absent) for v in params.values())
-        if missing or not (question in asked or item.get_closest_marker("takes_minutes")):
-            asked.add(question)
-            chosen.add(item)
-    bench.not_here["left out of tier smoke"] += len(items) - len(chosen)
-    return [item for item in items if item in chosen]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if REFUSED in item.stash:
-        raise Unverified(item.stash[REFUSED])
+# Hooks: which checks there are, and which of them are unverified before they begin.
+pytest_generate_tests = collection.pytest_generate_tests
+pytest_collection_modifyitems = collection.pytest_collection_modifyitems
+pytest_runtest_setup = collection.pytest_runtest_setup
 
 
 @pytest.hookimpl(wrapper=True)
@@ -186,48 +33,10 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     result = yield
     ends = nextitem is None or nextitem.path != item.path
     if ends:
-        _bench(item.config).shelf.forget(models=nextitem is None or checks.area(nextitem) != checks.area(item))
-    if ends or _is_real(item):
+        bench_of(item.config).shelf.forget(models=nextitem is None or checks.area(nextitem) != checks.area(item))
+    if ends or is_real(item):
         meters.give_back()
     return result
-
-
-def _is_real(item: pytest.Item) -> bool:
-    """Whether a check asks a real model; numbers and tensors have a `real` of another kind."""
-    return any(getattr(value, "real", False) is True for value in _params(item).values())
-
-
-def _params(item: pytest.Item) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-    return found
-
-
-def _subjects(item: pytest.Item) -> list[str]:
-    return [v.name for v in _params(item).values() if hasattr(v, "refuses")]
-
-
-def _refusal(item: pytest.Item, params: dict[str, Any]) -> str | None:
-    for mark in item.iter_markers("capability"):
-        if mark.args[0] not in _bench(item.config).deployment.relied_on:
-            return f"{mark.args[0]} is not claimed"
-    if workers.involved(item.config) and checks.area(item) in workers.ALONE:
-        return f"{checks.area(item)} is measured in a run without workers"
-    device, dtype = params.get("device", "cpu"), params.get("dtype")
-    depth = item.config.getoption("tier")
-    for subject in params.values():
-        if _is_for_later(subject, depth):
-            return LATER
-        if not hasattr(subject, "refuses") or subject is device:
-            continue
-        declared = vars(subject) | dict(getattr(subject, "declared", {}))
-        for mark in item.iter_markers("applies"):
-            for key, wanted in mark.kwargs.items():
-                if key in declared and declared[key] not in wanted:
-                    return f"{subject.name} has {key} {declared[key]}"
-        reason: str | None = subject.refuses(getattr(device, "name", device), dtype, params)
-        if reason:
-            return reason
-    return None
 
 
 @pytest.fixture
@@ -370,7 +179,7 @@ def decoded() -> Callable[..., Tensor]:
 @pytest.fixture
 def tokenizer(case: Any) -> Any:
     """The case's tokenizer."""
-    return _tokenizer(case.checkpoint())
+    return tokenizer_of(case)
 
 
 @pytest.fixture
@@ -382,27 +191,5 @@ def tokenized(case: Any) -> Callable[[int | None], list[Tensor]]:
 @pytest.fixture
 def reader(case: Any) -> Reader:
     """The case's tokenizer, and what it begins every text with."""
-    tokenizer = _tokenizer(case.checkpoint())
+    tokenizer = tokenizer_of(case)
     return Reader(lambda said: tokenizer(said, add_special_tokens=False).input_ids, list(tokenizer("").input_ids))
-
-
-def tokenize(case: Any, documents: list[str], length: int | None) -> list[Tensor]:
-    """Each document's first `length` tokens, `(1, length)` int64. Raises Unverified where one has not so many."""
-    tokenizer = _tokenizer(case.checkpoint())
-    found = [tokenizer(d, return_tensors="pt", add_special_tokens=False).input_ids[:, :length] for d in documents]
-    if length and (shortest := min(ids.shape[1] for ids in found)) < length:
-        raise Unverified(f"of each document {length:,} tokens are wanted, and one has {shortest:,}: ask for no more")
-    return found
-
-
-@cache
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        found = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # what is missing or broken is told in a dozen ways, such as a package that is wanted
-        raise Unverified(f"{folder.name} has no tokenizer that can be read: {error}") from error
-    if not found("text").input_ids:
-        raise Unverified(f"{folder.name} has no tokenizer: put its tokenizer.json beside the weights")
-    return found

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from fixtures import environment
+from fixtures import environment, text
 from fixtures.bench import Bench
-from fixtures.deployment import Waiver
+from fixtures.deployment import BadInput, Waiver
+from fixtures.judgement import Unverified
+from fixtures.soundness import check_tokens
+from fixtures.tokenizing import tokenizer_of
 from suites import checks, workers
 from suites.checks import PROMISE, SUITES
 
@@ -71,3 +74,16 @@ def _unknown_parameter(waiver: Waiver, known: list[Any], items: list[pytest.Item
     if not (about and unknown and everywhere):
         return ""
     return f"none of its checks has a parameter {unknown[0]}; they have {', '.join(sorted(taken)) or 'none'}"
+
+
+def foreign_tokens(release: Any, case: Any) -> None:
+    """Each check of the served model would raise, or worse, be about padding."""
+    try:
+        tokenizer = tokenizer_of(case)
+    except Unverified:
+        return  # each check says so
+    ids = {token for said in text.documents() for token in tokenizer(said, add_special_tokens=False).input_ids}
+    try:
+        check_tokens(f"--model {release.path}", ids, case.config())
+    except BadInput as error:
+        raise pytest.UsageError(str(error)) from error

@@ -22,7 +22,7 @@ from fixtures.registry import Registry
 from fixtures.served import serve
 from fixtures.shelf import Shelf
 from fixtures.stretches import STRETCHES
-from suites.conftest import tokenize
+from fixtures.tokenizing import tokenize
 from suites.meta.tables import Key, Sample, write_table
 from suites.quantization.test_agreement import LENGTH, METRICS
 

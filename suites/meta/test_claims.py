@@ -14,10 +14,10 @@ import torch
 from fixtures import audit, claimed, deployment, meters, random_weights, served, text
 from fixtures.judgement import Judge, Unverified
 from fixtures.statistics import Interval
+from fixtures.tokenizing import tokenize
 from fixtures.turns import Turns, in_turn
 from reports import claims, promises
 from reports.record import Record
-from suites.conftest import tokenize
 from suites.meta.conftest import ROOT
 
 CLAIM = {"name": "it", "says": "it fits", "measure": "peak memory", "at_most": "9.5 GiB"}
