@@ -77,11 +77,13 @@ def _named(node: ast.FunctionDef, mark: str) -> str:
 
 def table(promises: list[Promise]) -> str:
     """The promises as a Markdown table, a row each, in the order of their ids."""
-    rows: dict[str, tuple[str, str, str]] = {}
-    for p in promises:  # where a promise is held in several places, the first one names it
-        rows.setdefault(p.id, (p.id, p.statement, f"[{p.file.split('/', 1)[1]}]({p.file})"))
-
-    return tabulate([rows[k] for k in sorted(rows, key=order)], ("id", "promise", "held in"), tablefmt="github")
+    said: dict[str, str] = {}
+    where: dict[str, dict[str, None]] = {}
+    for p in promises:
+        said[p.id] = p.statement
+        where.setdefault(p.id, {})[f"[{p.file.split('/', 1)[1]}]({p.file})"] = None
+    rows = [(key, said[key], ", ".join(where[key])) for key in sorted(said, key=order)]
+    return tabulate(rows, ("id", "promise", "held in"), tablefmt="github")
 
 
 def main(arguments: list[str]) -> int:
