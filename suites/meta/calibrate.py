@@ -117,16 +117,19 @@ def from_runs(runs: Sequence[Path], name: str) -> list[str]:
 
     A number beyond its slack is a sample: whether the stack was healthy, whoever asks has to know.
     """
-    records, asked, left_out = [], [], []
+    records, left_out, days = [], [], []
+    seeds: dict[str, list[int]] = {}
     for folder in runs:
         told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        asked.append((told["started"][:10], f"seed {told['seed']} of {told.get('terms', {}).get('scope', 'a part')}"))
+        days.append(told["started"][:10])
+        seeds.setdefault(told.get("terms", {}).get("scope", "a part"), []).append(told["seed"])
         for record in read(folder / "records.jsonl"):
             if (why := unhealthy(record)) and not is_known(record):
                 left_out.append(f"left out: {record.check} {first_line(why)}")
             else:
                 records.append(record)
-    _write_tables(name, records, f"{max(asked)[0]}, judged runs: {'; '.join(what for _, what in asked)}")
+    asked = "; ".join(f"seeds {', '.join(map(str, sorted(of)))} of {scope}" for scope, of in seeds.items())
+    _write_tables(name, records, f"{max(days)}, judged runs: {asked}")
     return left_out
 
 

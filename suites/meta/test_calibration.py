@@ -121,8 +121,7 @@ def test_a_table_is_made_of_runs_that_were_judged(run, made, tmp_path, capsys):
     assert [row[name] for name in ("median", "maximum")] == ["0.6", "0.9"]
     assert printed == ""
     first = (tmp_path / "tables" / "mine.tsv").read_text(encoding="utf-8").split("\n")[0]
-    asked = "seed 7 of attention only"
-    assert first == f"# 2026-01-02, judged runs: {asked}; {asked}, a CPU, torch 2.13.0"
+    assert first == "# 2026-01-02, judged runs: seeds 7, 7 of attention only, a CPU, torch 2.13.0"
     assert "slack = 1.8\nhealthy = 0.9" in (tmp_path / "slacks.toml").read_text(encoding="utf-8")
 
 
