@@ -72,6 +72,26 @@ def test_without_room_for_temporary_files_nothing_is_begun(verdict_of, monkeypat
     assert "ERROR: [Errno 28] No space left on device: '/tmp'" in found.printed
 
 
+BUILDS = '''
+    def test_builds(judge, bench):
+        """TEST-1: one MUST be one."""
+        bench.registry.subjects["models"]["llama-gqa"].checkpoint()
+        judge.exactly("one", 1, 1)
+'''
+
+
+@pytest.mark.parametrize(("deployment", "code"), [("", 0), ("[deployment]\nshape = 'nowhere.json'", 4)])
+def test_a_run_leaves_no_models_to_those_that_follow_in_its_process(
+    verdict_of, tmp_path, monkeypatch, deployment, code
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    found = verdict_of([BUILDS], deployment)
+
+    assert found.code == code, found.printed
+    assert not [*tmp_path.glob("spiritlevel-*")]
+
+
 @pytest.mark.parametrize("name", ["Bericht für Änne, 模型 №1", os.fsdecode(b"caf\xe9 100%")], ids=["unicode", "bytes"])
 def test_a_path_is_any_path(verdict_of, tmp_path, name):
     folder = tmp_path / name / "a run"
