@@ -18,6 +18,7 @@ from fixtures.deployment import BadInput
 from reports import pack, render, run, verify
 from reports.record import read
 from reports.run import Run
+from suites import workers
 from suites.meta.conftest import FAILS, HEAD, PASSES, ROOT
 from suites.meta.test_report import RECORD
 from suites.meta.test_stopped import PROGRAM
@@ -49,6 +50,17 @@ def test_a_report_that_finds_no_room_leaves_every_record(verdict_of, tmp_path, m
     assert [r.promise for r in read(folder / "records.jsonl")] == ["TEST-1", "TEST-2"]
     assert render.main([str(folder)]) == 0
     assert "non-conformant: 1 passed, 1 failed" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_path_of_any_option_may_begin_at_home(pytestconfig, verdict_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ours = pytestconfig._parser.getgroup("spiritlevel").options
+    paths = [option.attrs()["type"]("~/a") for option in ours if {*option.names()} & workers.PATHS - {"--model"}]
+
+    found = verdict_of([PASSES], "", "--report=~/gate")
+
+    assert paths == [tmp_path / "a"] * 7
+    assert (found.code, len(read(tmp_path / "gate" / "records.jsonl"))) == (0, 1), found.printed
 
 
 @pytest.mark.parametrize("home", FORBIDDEN)
