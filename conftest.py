@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -30,23 +31,28 @@ REQUIRED, CERTIFICATE = pytest.StashKey[set[str]](), pytest.StashKey[Certificate
 PENDING, WARNED = pytest.StashKey[Record](), pytest.StashKey[list[warnings.WarningMessage]]()
 
 
+def _path(given: str) -> Path:
+    """A path as a user writes it: no shell puts a home folder for the `~` of `--report=~/gate`."""
+    return Path(os.path.expanduser(given))  # noqa: PTH111 - pathlib's raises where nobody of that name has a home
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup("spiritlevel", "what is under test, and where the report goes").addoption
-    add("--deployment", type=Path, metavar="FILE", help="--deployment=deployment.toml: identity, claims, waivers")
+    add("--deployment", type=_path, metavar="FILE", help="--deployment=deployment.toml: identity, claims, waivers")
     add("--model", default="", metavar="PATH_OR_ID", help="--model=… a folder of safetensors, a GGUF file, a hub id")
     add("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
     add("--allow-pickle", action="store_true", help="load pickled weights")
     add("--seed", type=int, default=0, help="seed of every input and every seeded model (0)")
-    add("--shape", type=Path, metavar="CONFIG", help="audit claims on random weights of this config.json's shape")
+    add("--shape", type=_path, metavar="CONFIG", help="audit claims on random weights of this config.json's shape")
     tiers = "smoke asks a few questions of everything in a minute, full adds architectures and lengths"
     add("--tier", choices=["smoke", "standard", "full"], default="standard", help=tiers)
-    add("--report", type=Path, metavar="FOLDER", help="where the run goes (reports/runs/<time>-<host>)")
-    add("--resume", type=Path, metavar="RUN", help="beside the options of before: finish a run that was stopped")
+    add("--report", type=_path, metavar="FOLDER", help="where the run goes (reports/runs/<time>-<host>)")
+    add("--resume", type=_path, metavar="RUN", help="beside the options of before: finish a run that was stopped")
     add("--allow-partial", action="store_true", help="exit 0 although something was not verified")
-    add("--checkpoints", type=Path, metavar="FOLDER", help="other reference models than fixtures/checkpoints")
-    add("--policy", type=Path, metavar="FILE", help="sets of promises (fixtures/policy.toml)")
+    add("--checkpoints", type=_path, metavar="FOLDER", help="other reference models than fixtures/checkpoints")
+    add("--policy", type=_path, metavar="FILE", help="sets of promises (fixtures/policy.toml)")
     add("--require", metavar="SETS", help="owe these sets or areas, by commas, whatever was selected: --require=core")
-    add("--baseline", type=Path, metavar="RUN", help="--baseline=RUN: certify this run against that one, from before")
+    add("--baseline", type=_path, metavar="RUN", help="--baseline=RUN: certify this run against that one, from before")
     add("--across-models", action="store_true", help="compare with a baseline although its model is another one")
 
 

@@ -24,7 +24,6 @@ class NoRun(ValueError):
 
 def load(path: Path) -> Side:
     """The run in a folder, or a file of records. Raises NoRun where there is none that can be read."""
-    path = path.expanduser()
     file = path / "records.jsonl" if path.is_dir() else path
     try:
         records = read(file)

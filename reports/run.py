@@ -156,7 +156,7 @@ def begin(
         "started": f"{now.astimezone():%Y-%m-%d %H:%M:%S %z}",
         "command": homeless(shlex.join(["pytest", *arguments])),
     }
-    kept = {name: path.expanduser().read_text(encoding="utf-8") for name, path in files.items() if path}
+    kept = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path}
     facts["kept"] = sorted(kept)
     if resume:
         return Run(resume, environment, facts, kept, former=verified(resume))

@@ -54,10 +54,11 @@ def rerun(check: str, seed: int, option: Any) -> str:
     """The command that runs one check again on the same subjects, from the options of the run."""
     said = [
         f"--{name}={value}"
-        for name in ("deployment", "model", "checkpoints", "policy")
+        for name in ("deployment", "model", "shape", "checkpoints", "policy")
         if (value := getattr(option, name))
     ]
-    said += [f"--{name.replace('_', '-')}" for name in ("trust_remote_code", "allow_pickle") if getattr(option, name)]
+    flags = "trust_remote_code", "allow_pickle", "benchmark_enable"
+    said += [f"--{name.replace('_', '-')}" for name in flags if getattr(option, name)]
     said += ["--tier=full"] * (option.tier == "full")
     plugins = [f"-p {shlex.quote(name)}" for name in option.plugins if not name.startswith("no:")]
     return " ".join(

@@ -53,10 +53,9 @@ def test_generate_wants_the_logits_of_one_position(case, dtype, device, model, m
     """MEM-12: `generate` MUST compute logits for the last position of a prompt alone, and once a step."""
     seen = []
     head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2]))
 
-    generated(model, make_ids(2, 40), 3)
-    hook.remove()
+    with head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2])):
+        generated(model, make_ids(2, 40), 3)
 
     judge.exactly("positions that have logits, of 40 tokens and at each step", str(seen), "[1, 1, 1]")
 
@@ -70,10 +69,9 @@ def test_logits_of_a_whole_prompt_take_their_own_bytes(case, dtype, device, mode
     predicted = logits_bytes(model.config, 2, 128, dtype.itemsize)
     model(ids, use_cache=False)
 
-    with allocations(device) as since:
-        hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: since.begin())
+    head = model.get_output_embeddings()
+    with allocations(device) as since, head.register_forward_pre_hook(lambda module, args: since.begin()):
         logits = model(ids, use_cache=False).logits
-        hook.remove()
 
     judge.exactly("dtype of the logits", str(logits.dtype), str(dtype))
     judge.exactly("bytes of the logits", storage_bytes([logits]), predicted, unit="bytes")

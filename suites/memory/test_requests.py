@@ -44,9 +44,9 @@ def test_requests_keep_no_graph(case, dtype, device, model, make_ids, judge):
     """MEM-10: a request MUST keep no autograd graph: nothing of it requires a gradient, and none costs memory."""
     ids = make_ids(2, 24)
     seen = []
-    hook = model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.requires_grad))
-    REQUESTS["plain"](model, ids)
-    hook.remove()
+    head = model.get_output_embeddings()
+    with head.register_forward_hook(lambda module, args, out: seen.append(out.requires_grad)):
+        REQUESTS["plain"](model, ids)
 
     outside = _served(model, REQUESTS["plain"], ids, 1, device)
     with torch.no_grad():

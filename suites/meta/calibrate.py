@@ -19,15 +19,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from fixtures import judgement
 from fixtures.slacks import LEDGER
 from reports.record import Record, read
 from reports.summary import first_line
+from suites.meta import seeds
 from suites.meta.allowance import CLOSEST, FLOORS, derived, factor, worst
 from suites.meta.false_alarms import of_each_table, to_expect
-from suites.meta.tables import ROOT, counted, every_row, is_known, samples, unhealthy, write_table
+from suites.meta.tables import counted, every_row, is_known, samples, unhealthy, write_table
 
 
 def derive() -> str:
@@ -100,16 +99,10 @@ def measure(chosen: argparse.Namespace) -> None:
     with Measuring(), tempfile.TemporaryDirectory() as folder:
         for seed in range(chosen.first, chosen.first + chosen.seeds):
             report = (chosen.runs or Path(folder)) / str(seed)
-            if (report / "run.json").exists():
-                records += read(report / "records.jsonl")
-                continue
-            small = [] if seed == chosen.first or "-k" in chosen.ask else ["-k", "not served"]
-            gpu = ["-m", "gpu"] if chosen.only_cuda else []
-            command = ["-q", "--no-header", "--tb=line", "--seed", str(seed), "--report", str(report), *small, *gpu]
-            pytest.main(["--rootdir", str(ROOT), "-p", "suites.meta.acme", *command, *chosen.ask])
-            records += read(report / "records.jsonl")
-    seeds = f"seeds {chosen.first} to {chosen.first + chosen.seeds - 1}"
-    _write_tables(chosen.name, records, f"{datetime.date.today()}, {seeds}")
+            ask = ["-p", "suites.meta.acme", *(["-m", "gpu"] if chosen.only_cuda else []), *chosen.ask]
+            records += seeds.records(report, seed, ask, whole=seed == chosen.first)
+    said = f"seeds {chosen.first} to {chosen.first + chosen.seeds - 1}"
+    _write_tables(chosen.name, records, f"{datetime.date.today()}, {said}")
 
 
 def from_runs(runs: Sequence[Path], name: str) -> list[str]:

@@ -14,12 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import pytest
 from tabulate import tabulate
 
-from reports.record import read
 from reports.summary import reason, short
-from suites.meta.tables import ROOT
+from suites.meta import seeds
 
 ALARMS = ("failed", "inconclusive", "unverified")
 
@@ -36,11 +34,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(chosen.first, chosen.first + chosen.seeds):
             report = (chosen.runs or Path(folder)) / str(seed)
-            small = [] if seed == chosen.first or "-k" in chosen.ask else ["-k", "not served"]
-            command = ["-q", "--no-header", "--tb=line", "--seed", str(seed), "--report", str(report), *small]
-            if not (report / "run.json").exists():
-                pytest.main(["--rootdir", str(ROOT), *command, *chosen.ask])
-            records = read(report / "records.jsonl")
+            records = seeds.records(report, seed, chosen.ask, whole=seed == chosen.first)
             judged += len(records)
             alarms += [(seed, r.outcome, short(r.check), reason(r)) for r in records if r.outcome in ALARMS]
     print(tabulate(alarms, ("seed", "outcome", "check", "why")) if alarms else "no alarm")

@@ -68,16 +68,16 @@ class Asker:
         if question not in self.healthy:
             self.healthy[question] = self._run(fault)
         healthy, said = self.healthy[question]
-        noticed, lacking = Noticed({record.check for record in healthy}), ""
+        noticed, why, injected = Noticed({record.check for record in healthy}), _last(said), True
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(fault.inject())
             except LACKING as error:
-                faulty, lacking = [], f"it cannot be injected: {type(error).__name__}: {error}"
+                faulty, why, injected = [], f"it cannot be injected: {type(error).__name__}: {error}", False
             else:
                 faulty, _ = self._run(fault, noticed)
-        devices = [self.device] if self.device else environment.probe().devices
-        ends = {d: _end(fault, _of(d, healthy), _of(d, faulty), lacking or _last(said)) for d in devices}
+        devices = _devices(fault, self.device)
+        ends = {d: _end(fault, _of(d, healthy), _of(d, faulty), why, injected=injected) for d in devices}
         return _row(fault, ends, time.monotonic() - start)
 
     def _run(self, fault: Fault, *plugins: object) -> tuple[list[Record], str]:
@@ -140,6 +140,12 @@ class Noticed:
                 self.by.add((record.promise, record.device, _dtype(record)))
 
 
+def _devices(fault: Fault | Equivalent, asked: str) -> Sequence[str]:
+    """The devices that a fault is asked of, where one of them or, empty, all of them are: a mutant's is the CPU."""
+    everywhere = environment.probe().devices if isinstance(fault, Fault) else ("cpu",)
+    return (asked,) if asked else everywhere
+
+
 def _of(device: str, records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record.device == device]
 
@@ -157,8 +163,13 @@ def _last(said: str) -> str:
     return next((line.strip("= ") for line in reversed(said.splitlines()) if line.strip("= ")), "nothing was said")
 
 
-def _end(fault: Fault, healthy: Sequence[Record], faulty: Sequence[Record], lacking: str) -> dict[str, Any]:
-    """What a fault comes to on a device, by its checks there without and with it."""
+def _end(
+    fault: Fault, healthy: Sequence[Record], faulty: Sequence[Record], lacking: str, *, injected: bool
+) -> dict[str, Any]:
+    """What a fault comes to on a device, by its checks there without and with it.
+
+    lacking: why there is no check of it, or why it was not injected.
+    """
     passed = [r for r in healthy if r.outcome == "passed" and r.area == fault.area]
     same = {r.check for r in passed}
     asked = [r for r in faulty if r.check in same]
@@ -167,7 +178,7 @@ def _end(fault: Fault, healthy: Sequence[Record], faulty: Sequence[Record], lack
     for record in asked:
         dtypes[_dtype(record)] = dtypes.get(_dtype(record), False) or _rejects(record)
     outcome, why = "detected", ""
-    if not healthy or (not faulty and lacking.startswith("it cannot")):
+    if not healthy or not injected:
         outcome, why = "not applicable here", lacking
     elif not passed and not (unexcused := [r for r in healthy if not r.waiver]):
         outcome, why = "not applicable here", f"known to fail on this stack: {healthy[0].waiver['reason']}"
@@ -313,7 +324,7 @@ def conduct(wanted: Sequence[list[str]], journal: Journal, workers: int, threads
 
 def _crashed(fault: Fault | Equivalent, how: str, journal: Journal) -> dict[str, Any]:
     end = {"outcome": "crashed", "why": how, "rejected": [], "dtypes": {}, "alarms": []}
-    return _row(fault, {journal.common["asked"]["device"] or "cpu": end}, 0.0)
+    return _row(fault, dict.fromkeys(_devices(fault, journal.common["asked"]["device"]), end), 0.0)
 
 
 def _left(wanted: Iterable[list[str]], journal: Journal) -> list[list[str]]:

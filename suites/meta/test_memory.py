@@ -5,7 +5,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
 
 from fixtures import allocations, estimate, shapes
+from fixtures.models import Workshop, from_folder
 from fixtures.oracles import memory
+from suites.memory import test_prefill, test_requests
 
 CPU = torch.device("cpu")
 
@@ -91,6 +93,29 @@ def test_allocations_are_counted_to_the_byte_and_the_same_twice():
     assert [(f.peak, f.kept) for f in found] == [(12_000, 0)] * 2
     assert (since.peak, since.kept) == (1000, 1000 - 4000)
     assert more.numel() == 250
+
+
+@pytest.mark.parametrize(
+    ("check", "passes"),
+    [
+        (test_prefill.test_generate_wants_the_logits_of_one_position, 0),
+        (test_prefill.test_logits_of_a_whole_prompt_take_their_own_bytes, 1),
+        (test_requests.test_requests_keep_no_graph, 0),
+    ],
+)
+def test_a_check_that_raises_leaves_no_hook_on_the_model_that_others_share(check, passes, tmp_path):
+    model = from_folder(Workshop(0, tmp_path).checkpoint("llama-gqa"), torch.float32, CPU)
+    head, calls = model.get_output_embeddings(), iter([*[None] * passes, RuntimeError("out of luck")])
+
+    def broken(module, args):
+        if error := next(calls):
+            raise error
+
+    with head.register_forward_pre_hook(broken), pytest.raises(RuntimeError, match="out of luck"):
+        check(None, torch.float32, CPU, model, lambda *shape: torch.ones(shape, dtype=torch.long), None)
+
+    assert not head._forward_pre_hooks
+    assert not head._forward_hooks
 
 
 def test_tensor_that_hides_in_a_closure_is_alive():

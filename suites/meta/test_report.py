@@ -98,10 +98,12 @@ def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
 NOTHING_GIVEN = {
     "model": "",
     "deployment": None,
+    "shape": None,
     "checkpoints": None,
     "policy": None,
     "trust_remote_code": False,
     "allow_pickle": False,
+    "benchmark_enable": False,
     "tier": "standard",
     "plugins": ["no:cacheprovider"],
 }
@@ -113,6 +115,7 @@ NOTHING_GIVEN = {
         ({}, ""),
         ({"model": "/home/me/b c"}, " '--model=~/b c'"),
         ({"checkpoints": "/home/me/ours", "policy": "p.toml"}, " '--checkpoints=~/ours' --policy=p.toml"),
+        ({"shape": "/home/me/config.json", "benchmark_enable": True}, " '--shape=~/config.json' --benchmark-enable"),
         ({"tier": "full", "plugins": ["acme"], "allow_pickle": True}, " --allow-pickle --tier=full -p acme"),
     ],
 )

@@ -1,5 +1,6 @@
 """A release that cannot be served is refused before anything is asked of it, and no other is."""
 
+import argparse
 import json
 import math
 import shutil
@@ -76,6 +77,15 @@ def test_pickled_weights_that_are_no_numbers_are_refused(folder):
 
     with pytest.raises(BadInput, match="NaN or Inf in 1 of its tensors"):
         serve(folder, allow_pickle=True)
+
+
+def test_pickled_weights_of_an_old_torch_are_read_and_what_a_trainer_leaves_beside_them_is_not(folder):
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    torch.save(argparse.Namespace(), folder / "training_args.bin")
+    (folder / "model.safetensors").unlink()
+
+    serve(folder, allow_pickle=True)
 
 
 @pytest.mark.parametrize("size", [0, 1000])

@@ -8,8 +8,10 @@ import torch
 from transformers import AutoConfig
 
 from fixtures import environment
+from fixtures.deployment import BadInput
 from fixtures.in_model import attention_needs
 from fixtures.pretrained import installed
+from fixtures.registry import Registry
 from suites.meta.conftest import ROOT
 
 
@@ -57,6 +59,9 @@ def test_a_claim_on_a_backend_that_takes_nothing_here_is_unverified(conformance,
         ({"devices": set()}, "devices must be of"),
         ({"in_model": lambda model: None}, "say which kernels prove that it ran"),
         ({"dtype": {torch.float32}}, "declares unknown dtype"),
+        ({"dtypes": torch.float32}, "'odd': dtypes must be a set, is torch.float32 ("),
+        ({"takes": "gqa"}, "'odd': takes must be a set, is 'gqa' (a single word)"),
+        ({"devices": [["cpu"]]}, "'odd': devices must be a set, is [['cpu']] ("),
     ],
 )
 def test_a_declaration_that_would_never_match_is_refused(conformance, declared, message):
@@ -76,6 +81,21 @@ def test_a_trained_model_without_the_files_of_its_weights_is_refused(conformance
 
     assert found.code == 4
     assert "say which folder, as checkpoint" in found.printed
+
+
+@pytest.mark.parametrize(
+    ("hook", "declared", "message"),
+    [
+        ("attention", {}, "'odd': AttentionBackend.__init__() missing 1 required positional argument: 'call'"),
+        ("kv_cache", {}, "'odd': KVCache.__init__() missing 2 required positional arguments: 'make' and 'slots'"),
+        ("positions", {"kind": ["rope"]}, "'odd': kind must be of ['alibi', 'rope'], is [\"['rope']\"]"),
+    ],
+)
+def test_a_declaration_that_lacks_something_is_refused(hook, declared, message):
+    register = Registry().registrar(f"pytest_spiritlevel_{hook}")
+
+    with pytest.raises(BadInput, match=re.escape(message)):
+        register("odd", **declared)
 
 
 def test_a_backend_that_no_model_calls_is_rejected(conformance):

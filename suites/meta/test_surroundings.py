@@ -18,6 +18,7 @@ from fixtures.deployment import BadInput
 from reports import pack, render, run, verify
 from reports.record import read
 from reports.run import Run
+from suites import workers
 from suites.meta.conftest import FAILS, HEAD, PASSES, ROOT
 from suites.meta.test_report import RECORD
 from suites.meta.test_stopped import PROGRAM
@@ -51,6 +52,17 @@ def test_a_report_that_finds_no_room_leaves_every_record(verdict_of, tmp_path, m
     assert "non-conformant: 1 passed, 1 failed" in (folder / "report.md").read_text(encoding="utf-8")
 
 
+def test_a_path_of_any_option_may_begin_at_home(pytestconfig, verdict_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ours = pytestconfig._parser.getgroup("spiritlevel").options
+    paths = [option.attrs()["type"]("~/a") for option in ours if {*option.names()} & workers.PATHS - {"--model"}]
+
+    found = verdict_of([PASSES], "", "--report=~/gate")
+
+    assert paths == [tmp_path / "a"] * 7
+    assert (found.code, len(read(tmp_path / "gate" / "records.jsonl"))) == (0, 1), found.printed
+
+
 @pytest.mark.parametrize("home", FORBIDDEN)
 def test_a_cache_that_cannot_be_written_is_refused(monkeypatch, home):
     release = served.locate("")
@@ -70,6 +82,26 @@ def test_without_room_for_temporary_files_nothing_is_begun(verdict_of, monkeypat
 
     assert found.code == 4
     assert "ERROR: [Errno 28] No space left on device: '/tmp'" in found.printed
+
+
+BUILDS = '''
+    def test_builds(judge, bench):
+        """TEST-1: one MUST be one."""
+        bench.registry.subjects["models"]["llama-gqa"].checkpoint()
+        judge.exactly("one", 1, 1)
+'''
+
+
+@pytest.mark.parametrize(("deployment", "code"), [("", 0), ("[deployment]\nshape = 'nowhere.json'", 4)])
+def test_a_run_leaves_no_models_to_those_that_follow_in_its_process(
+    verdict_of, tmp_path, monkeypatch, deployment, code
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    found = verdict_of([BUILDS], deployment)
+
+    assert found.code == code, found.printed
+    assert not [*tmp_path.glob("spiritlevel-*")]
 
 
 @pytest.mark.parametrize("name", ["Bericht für Änne, 模型 №1", os.fsdecode(b"caf\xe9 100%")], ids=["unicode", "bytes"])

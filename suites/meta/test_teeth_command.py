@@ -6,6 +6,8 @@ import os
 import signal
 import tempfile
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from reports import render, teeth
 from reports.record import Record
 from suites.meta import teeth as command
 from suites.meta.faults import FAULTS, Fault, swapped
+from suites.meta.faults.equivalent import EQUIVALENT
 
 SEEN = "alibi_slopes_are_one_step_too_steep"
 CHECKS = FAULTS[SEEN].checks
@@ -44,6 +47,12 @@ def lacking():
 
 
 @contextmanager
+def littering():
+    folders.temporary()
+    yield
+
+
+@contextmanager
 def killing():
     os.kill(os.getpid(), signal.SIGKILL)
     yield
@@ -54,16 +63,36 @@ FAILED = Record("a::c", "POS-2", "it MUST", "positions", "failed", message="POS-
 
 
 def test_what_a_stack_is_known_to_fail_shows_no_fault():
-    end = command._end(FAULTS[SEEN], [KNOWN], [], "")
+    end = command._end(FAULTS[SEEN], [KNOWN], [], "", injected=True)
 
     assert (end["outcome"], end["why"]) == ("not applicable here", "known to fail on this stack: not mended there")
 
 
 def test_a_known_failure_excuses_no_failure_beside_it():
-    end = command._end(FAULTS[SEEN], [KNOWN, FAILED], [], "")
+    end = command._end(FAULTS[SEEN], [KNOWN, FAILED], [], "", injected=True)
 
     assert (end["outcome"], end["why"]) == ("healthy side did not pass", "out of luck")
     assert end["alarms"] == ["a::c: out of luck"]
+
+
+def test_a_fault_that_was_injected_is_judged_whatever_its_run_said():
+    healthy = [Record("positions::b", "POS-2", "it MUST", "positions", "passed")]
+
+    end = command._end(FAULTS[SEEN], healthy, [], "it cannot be written: no space is left", injected=True)
+
+    assert (end["outcome"], end["why"]) == ("crashed", "no check was run")
+
+
+@pytest.mark.parametrize(("asked", "devices"), [("", ["cpu", "cuda"]), ("cuda", ["cuda"])])
+def test_a_fault_that_ends_its_process_has_crashed_on_every_device_it_was_asked_of(asked, devices, monkeypatch):
+    monkeypatch.setattr(command.environment, "probe", lambda: SimpleNamespace(devices=("cpu", "cuda")))
+    journal = command.Journal(Path("teeth.jsonl"), {"asked": {"device": asked, "dtype": ""}})
+
+    row = command._crashed(FAULTS[SEEN], "its process ended with -9", journal)
+    of_a_mutant = command._crashed(next(iter(EQUIVALENT.values())), "its process ended with -9", journal)
+
+    assert {device: end["outcome"] for device, end in row["devices"].items()} == dict.fromkeys(devices, "crashed")
+    assert list(of_a_mutant["devices"]) == [asked or "cpu"]
 
 
 @pytest.fixture
@@ -134,7 +163,7 @@ def test_processes_leave_no_folder_behind(library, ended, tmp_path, monkeypatch)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    library(unseen=(nothing, ("quantization/test_engagement.py", "bfloat16-bloom")))
+    library(unseen=(littering, ("quantization/test_engagement.py", "bfloat16-bloom")))
     made = folders.temporary()
 
     _, ends = ended("--workers=2")

@@ -1,9 +1,11 @@
 """A waiver excuses what it names and nothing else, and a deployment file is understood whole or refused."""
 
 import datetime
+from types import SimpleNamespace
 
 import pytest
 
+from fixtures import bench, quantizers
 from suites.meta.conftest import CRASHES, FAILS, PASSES
 
 WAIVER = """
@@ -50,6 +52,26 @@ def test_waiver(verdict_of, checks, deployment, verdict, code):
 
     assert found.verdict.startswith(verdict), found.printed
     assert found.code == code
+
+
+def test_a_waiver_may_be_for_a_subject_of_another_machine(verdict_of):
+    names = "flash_attention_2 paged-sdpa flex sdpa-cudnn quanto-int4-channel gptq-int4 fp8 rope-proportional".split()
+    found = verdict_of([PASSES, FAILS], "".join(f"{VALID}    subject = '{name}'\n" for name in names))
+
+    assert found.verdict.startswith("non-conformant: 1 passed, 1 failed"), found.printed
+
+
+@pytest.mark.parametrize("library", quantizers.LIBRARIES, ids=lambda library: library.__name__)
+def test_a_waiver_can_name_all_that_a_library_registers(library, monkeypatch):
+    monkeypatch.setattr(library, "installed", lambda *packages: True, raising=False)
+    capable = SimpleNamespace(gpus=(SimpleNamespace(capability="9.0"),))
+    monkeypatch.setattr(library, "probe", lambda: capable, raising=False)
+    names = set()
+
+    library.register_all(lambda name, **declared: names.add(name))
+
+    assert names == library.NAMES
+    assert names <= bench.ELSEWHERE
 
 
 @pytest.mark.parametrize(
