@@ -8,6 +8,7 @@ out is a slack of which the others have fewer samples than the table itself. Exi
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 from tabulate import tabulate
 
@@ -16,13 +17,26 @@ from suites.meta.allowance import derived
 from suites.meta.tables import counted, every_row, slack_of
 
 
-def held_out() -> tuple[list[tuple[str, str, float, float, str]], int]:
-    """Rows of tables whose largest number the other tables do not allow, and how many numbers were asked about.
+class Row(NamedTuple):
+    """A row of a table: of a promise's quantity and dtype, what one subject measured at most, and how many numbers."""
 
-    Each is (table, promise with quantity and dtype, measured, allowed, check).
-    """
+    table: str
+    slack: str
+    measured: float
+    allowed: float
+    check: str
+    numbers: int
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether the other tables do not allow its largest number; a row does not say how many of its numbers."""
+        return self.measured > self.allowed
+
+
+def held_out() -> list[Row]:
+    """Every row that was asked about."""
     rows = every_row()
-    beyond, asked = [], 0
+    found = []
     for name in dict.fromkeys(table for table, _ in rows):
         mine, others = ([pair for pair in rows if (pair[0] == name) is own] for own in (True, False))
         allowed, known, count = derived(others), counted(others), counted(mine)
@@ -30,17 +44,20 @@ def held_out() -> tuple[list[tuple[str, str, float, float, str]], int]:
             key = slack_of(row)
             if known[key] < count[key]:
                 continue
-            asked += int(row["samples"])
-            if float(row["maximum"]) > allowed[key]:
-                beyond.append((name, " ".join(key), float(row["maximum"]), allowed[key], row["where"]))
-    return beyond, asked
+            told = " ".join(key), float(row["maximum"]), allowed[key], row["where"], int(row["samples"])
+            found.append(Row(name, *told))
+    return found
 
 
 def main() -> int:
-    beyond, asked = held_out()
-    print(tabulate(beyond, ("table", "slack", "measured", "allowed by the others", "check")))
-    share = binomial(len(beyond), asked)
-    print(f"{len(beyond)} of {asked:,} numbers lie beyond: {share.low:.1g} to {share.high:.1g} of them, at 95 %")
+    asked = held_out()
+    beyond, numbers = [row for row in asked if row.is_beyond], sum(row.numbers for row in asked)
+    print(tabulate(beyond, ("table", "slack", "measured", "allowed by the others", "check", "numbers")))
+    share = binomial(len(beyond), len(asked))
+    print(
+        f"{len(beyond)} of {len(asked):,} rows, of {numbers:,} numbers, reach beyond: {share.low:.1g} to "
+        f"{share.high:.1g} of rows, at 95 %"
+    )
     return int(bool(beyond))
 
 

@@ -144,15 +144,21 @@ def test_a_table_is_of_one_stack(run, made, capsys):
         made(capsys, run("a", {}), run("b", {}, stack=STACK | {"versions": {"torch": "2.11.0"}}))
 
 
-def test_a_table_is_held_to_what_the_others_allow(tables, tmp_path):
-    found = {("ATTN-1", "overall", "float32", "a"): [Sample(0.4, "t.py::test_it[a]"), Sample(5.0, "t.py::test_it[b]")]}
-    write_table("other", found, "2026-01-01, made up")
+def test_a_table_is_held_to_what_the_others_allow(tables, tmp_path, capsys):
+    key = "ATTN-1", "overall", "float32"
+    low, high = Sample(0.4, "t.py::test_it[a]"), Sample(5.0, "t.py::test_it[b]")
+    write_table("other", {(*key, "a"): [low, high, high], (*key, "b"): [low]}, "2026-01-01, made up")
 
-    beyond, asked = held_out.held_out()
+    beyond, within = sorted(held_out.held_out(), key=lambda row: -row.measured)
+    code = held_out.main()
 
-    # The first table, of 1,012 numbers, is not held to the two of the other.
-    assert beyond == [("other", "ATTN-1 overall float32", 5.0, pytest.approx(2.3, abs=0.8), "test_it[b]")]
-    assert asked == 2
+    # The first table, of 1,012 numbers, is not held to the four of the other.
+    assert beyond == ("other", "ATTN-1 overall float32", 5.0, pytest.approx(2.3, abs=0.8), "test_it[b]", 3)
+    assert (beyond.is_beyond, within.is_beyond, within.numbers) == (True, False, 1)
+    assert (code, capsys.readouterr().out.splitlines()[-1]) == (
+        1,
+        "1 of 2 rows, of 4 numbers, reach beyond: 0.01 to 1 of rows, at 95 %",
+    )
 
 
 def test_logits_of_whole_models_are_allowed_more_than_one_operators_output():
