@@ -8,10 +8,11 @@ import torch
 from fixtures.subjects import Problem
 from reports import promises, teeth
 from reports.files import write_text
+from suites.meta.asking import Asker
 from suites.meta.conftest import ROOT
 from suites.meta.faults import FAULTS
 from suites.meta.faults.equivalent import EQUIVALENT, attended, shown
-from suites.meta.teeth import Asker, Journal, common
+from suites.meta.teeth import Journal, common
 
 
 @pytest.mark.teeth

@@ -14,6 +14,7 @@ import pytest
 from fixtures import folders
 from reports import render, teeth
 from reports.record import Record
+from suites.meta import asking
 from suites.meta import teeth as command
 from suites.meta.faults import FAULTS, Fault, swapped
 from suites.meta.faults.equivalent import EQUIVALENT
@@ -63,13 +64,13 @@ FAILED = Record("a::c", "POS-2", "it MUST", "positions", "failed", message="POS-
 
 
 def test_what_a_stack_is_known_to_fail_shows_no_fault():
-    end = command._end(FAULTS[SEEN], [KNOWN], [], "", injected=True)
+    end = asking.end_of(FAULTS[SEEN], [KNOWN], [], "", injected=True)
 
     assert (end["outcome"], end["why"]) == ("not applicable here", "known to fail on this stack: not mended there")
 
 
 def test_a_known_failure_excuses_no_failure_beside_it():
-    end = command._end(FAULTS[SEEN], [KNOWN, FAILED], [], "", injected=True)
+    end = asking.end_of(FAULTS[SEEN], [KNOWN, FAILED], [], "", injected=True)
 
     assert (end["outcome"], end["why"]) == ("healthy side did not pass", "out of luck")
     assert end["alarms"] == ["a::c: out of luck"]
@@ -78,7 +79,7 @@ def test_a_known_failure_excuses_no_failure_beside_it():
 def test_a_fault_that_was_injected_is_judged_whatever_its_run_said():
     healthy = [Record("positions::b", "POS-2", "it MUST", "positions", "passed")]
 
-    end = command._end(FAULTS[SEEN], healthy, [], "it cannot be written: no space is left", injected=True)
+    end = asking.end_of(FAULTS[SEEN], healthy, [], "it cannot be written: no space is left", injected=True)
 
     assert (end["outcome"], end["why"]) == ("crashed", "no check was run")
 
