@@ -11,6 +11,7 @@ from reports.files import write_text
 from suites.meta.asking import Asker
 from suites.meta.conftest import ROOT
 from suites.meta.faults import FAULTS
+from suites.meta.faults import fault as register
 from suites.meta.faults.equivalent import EQUIVALENT, attended, shown
 from suites.meta.teeth import Journal, common
 
@@ -88,6 +89,12 @@ def test_every_promise_has_at_least_two_faults():
     count = {promise: sum(f.promise == promise for f in FAULTS.values()) for promise in known()}
 
     assert {promise: n for promise, n in count.items() if n < 2} == {}
+
+
+@pytest.mark.parametrize("checks", [("positions/test_alibi.py",), ("positions/test_alibi.py", "cpu", "float32")])
+def test_a_fault_asks_one_path_by_words(checks):
+    with pytest.raises(TypeError, match="positional argument"):
+        register("POS-2", *checks, source="our own", unseen="never")
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)

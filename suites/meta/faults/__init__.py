@@ -16,12 +16,15 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Fault:
-    """One defect: what it is (its docstring), where it was seen, who must reject it."""
+    """One defect: what it is (its docstring), where it was seen, who must reject it.
+
+    checks: a path below suites/, and words for -k.
+    """
 
     name: str
     statement: str
     promise: str
-    checks: tuple[str, ...]
+    checks: tuple[str, str]
     source: str
     unseen: str
     inject: Callable[[], AbstractContextManager[None]]
@@ -40,7 +43,9 @@ FAULTS: dict[str, Fault] = {}
 
 def fault(
     promise: str,
-    *checks: str,
+    path: str,
+    words: str,
+    *,
     source: str,
     unseen: str,
     claims: tuple[str, ...] = (),
@@ -49,9 +54,9 @@ def fault(
 ) -> Callable[[Any], Any]:
     """Register a generator function as a fault.
 
-    `checks`: a path below suites/, then words for -k. `claims`: capabilities that the deployment claims, where the
-    promise is about one. `options`: more for the command line, as ("--tier", "full").
-    `states`: more of the deployment file.
+    `path` and `words`: the checks to ask, below suites/ and by words for -k. `claims`: capabilities that the deployment
+    claims, where the promise is about one. `options`: more for the command line, as ("--tier", "full"). `states`: more
+    of the deployment file.
     """
 
     def register(generator: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
@@ -59,9 +64,8 @@ def fault(
         if name in FAULTS:
             raise ValueError(f"two faults are called {name}")
         statement = " ".join((generator.__doc__ or "").split())
-        FAULTS[name] = Fault(
-            name, statement, promise, checks, source, unseen, contextmanager(generator), claims, options, states
-        )
+        inject, checks = contextmanager(generator), (path, words)
+        FAULTS[name] = Fault(name, statement, promise, checks, source, unseen, inject, claims, options, states)
         return generator
 
     return register
