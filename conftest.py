@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from fixtures import environment, heap, hookspecs, policy, waivers
+from fixtures.bad_input import BadInput
 from fixtures.bench import Bench, assemble
-from fixtures.deployment import BadInput
 from fixtures.judgement import Judge
 from fixtures.slacks import ledger
 from reports import certificate, compare, promises, summary, teeth, verdict, wording

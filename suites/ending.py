@@ -9,8 +9,8 @@ import pytest
 
 from fixtures import environment, waivers
 from fixtures.bench import Bench
-from fixtures.deployment import known_failures
 from fixtures.judgement import Inconclusive, Judge, Rejected, Unverified
+from fixtures.waivers import known_failures
 
 LETTERS = {"waived": "w", "inconclusive": "i", "unverified": "u"}
 

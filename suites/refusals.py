@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from fixtures import environment, text
+from fixtures.bad_input import BadInput
 from fixtures.bench import Bench
-from fixtures.deployment import BadInput, Waiver
 from fixtures.judgement import Unverified
 from fixtures.soundness import check_tokens
 from fixtures.tokenizing import tokenizer_of
+from fixtures.waivers import Waiver
 from suites import checks, workers
 from suites.checks import PROMISE, SUITES
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fixtures.probes import first_difference
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 from fixtures.yardstick import yardstick
 
 PROBLEMS = [

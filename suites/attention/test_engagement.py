@@ -4,7 +4,7 @@ import pytest
 
 from fixtures.attention import ANY_SDPA, kernel_names, sdpa, takers
 from fixtures.meters import kernels
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 
 NAMED = frozenset({"kernels"})  # what a backend's own kernels are called is known
 PROBLEMS = [

@@ -6,7 +6,7 @@ import torch
 from fixtures.answers import REFUSED, answer
 from fixtures.inputs import Qkv
 from fixtures.oracles.attention import visible
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 from fixtures.yardstick import yardstick
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fixtures.meters import kernels
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 from fixtures.yardstick import yardstick
 
 GPU = frozenset({"cuda"})

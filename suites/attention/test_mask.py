@@ -6,7 +6,7 @@ import torch
 from fixtures.meters import kernels
 from fixtures.oracles.attention import visible
 from fixtures.probes import first_difference, weights
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 from fixtures.yardstick import yardstick
 
 WINDOW = 24

@@ -5,7 +5,7 @@ import torch
 
 from fixtures.decoding import after_padding
 from fixtures.meters import kernels
-from fixtures.subjects import Padding
+from fixtures.questions import Padding
 from fixtures.tokens import said
 
 

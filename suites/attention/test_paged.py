@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fixtures.subjects import Traffic
+from fixtures.questions import Traffic
 
 TRAFFIC = [
     Traffic("fits", lengths=(5, 33), count=12),

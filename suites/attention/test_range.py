@@ -3,7 +3,7 @@
 import pytest
 
 from fixtures.probes import first_difference, saturated
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 from fixtures.yardstick import yardstick
 
 SATURATED = [

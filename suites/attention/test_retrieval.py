@@ -7,7 +7,7 @@ import torch
 
 from fixtures.meters import kernels
 from fixtures.probes import first_difference, saturated
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 
 GPU = frozenset({"cuda"})
 HALF = frozenset({torch.float16, torch.bfloat16})  # in float32, torch's own choice would hold all scores at once

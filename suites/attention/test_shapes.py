@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fixtures.answers import answer, answered
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 
 PROBLEMS = [
     Problem("two-tokens", 4, 4, 2),

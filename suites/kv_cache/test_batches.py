@@ -6,7 +6,7 @@ import torch
 from fixtures.caching import operate
 from fixtures.decoding import decode, padded_left
 from fixtures.generation import generated, using
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 LENGTHS, STEPS = (33, 5, 20), 9
 HALVES = frozenset({torch.float32, torch.bfloat16})

@@ -7,7 +7,7 @@ from fixtures.beams import beam_search
 from fixtures.caching import operate
 from fixtures.decoding import decode
 from fixtures.generation import follower, generated, using
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 BEAMS = Usage("beams", needs=frozenset({"exact", "reorder"}))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])

@@ -6,7 +6,7 @@ import torch
 from fixtures.decoding import decode
 from fixtures.generation import generated, using
 from fixtures.inputs import pieces
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 LENGTH = 136
 LOGIC, HALVES = frozenset({torch.float32}), frozenset({torch.float32, torch.bfloat16})

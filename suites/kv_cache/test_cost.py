@@ -8,7 +8,7 @@ import torch
 from fixtures.decoding import decode
 from fixtures.meters import computing, operations
 from fixtures.oracles.memory import attention_operations
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 SHORT, LONG = 64, 192
 

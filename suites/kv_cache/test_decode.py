@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fixtures.decoding import decode, one_by_one
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 from fixtures.tokens import said
 
 LOGIC = frozenset({torch.float32})

@@ -6,7 +6,7 @@ import torch
 from fixtures.decoding import handing
 from fixtures.generation import generated
 from fixtures.meters import embedded, updates
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 PROMPT, COUNT = 32, 7  # groups of what is rounded are full
 ANY = [Usage("any", needs=frozenset())]

@@ -5,7 +5,7 @@ import torch
 
 from fixtures.decoding import handing
 from fixtures.generation import drafting, generated, loop, using
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 # Long enough that windows are left behind, and no token of a trained model is a tie by construction.

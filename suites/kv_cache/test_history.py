@@ -10,7 +10,7 @@ from fixtures.configs import LLAMA_LIKE, VOCABULARY
 from fixtures.decoding import decode, one_by_one
 from fixtures.models import configured, seeded_model
 from fixtures.probes import first_difference
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 TRAINED = 32
 LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.0, 3.5]}

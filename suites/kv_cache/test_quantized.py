@@ -12,8 +12,8 @@ from fixtures.meters import storage_bytes, tensors
 from fixtures.models import configured
 from fixtures.oracles.kv_rounding import rounded_bytes, rounded_tokens, textbook
 from fixtures.oracles.memory import kv_width
+from fixtures.questions import Usage
 from fixtures.rounded_caches import outlier_inputs, textbook_cache, with_key_outliers
-from fixtures.subjects import Usage
 
 ROUNDS = frozenset({"rounds"})
 STEP = (1,)

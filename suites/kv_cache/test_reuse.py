@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fixtures.decoding import decode
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 LENGTHS = {"shorter": (40, 12), "as-long": (30, 30), "longer": (12, 40)}

@@ -9,7 +9,7 @@ import torch
 from fixtures.caching import drop, operate, recording, unless_refused, write
 from fixtures.decoding import decode
 from fixtures.models import configured
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 CROP = frozenset({"exact", "crop"})
 # How long the prompt is, then how many tokens are drafted and how many of them are dropped, one round after the other.

@@ -8,7 +8,7 @@ import torch
 from fixtures.caching import drop, fill, recording
 from fixtures.decoding import decode
 from fixtures.probes import first_difference
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 LARGE = 1e4

@@ -9,7 +9,7 @@ from fixtures.caching import write
 from fixtures.meters import storage_bytes, tensors
 from fixtures.models import configured
 from fixtures.oracles.memory import kv_bytes, windows
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 WINDOW = {**SHAPE, "sliding_window": 12}

@@ -8,7 +8,7 @@ import torch
 from fixtures.caching import misplaced, write
 from fixtures.models import configured
 from fixtures.oracles.memory import windows
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
 WINDOW = {**SHAPE, "sliding_window": 24}

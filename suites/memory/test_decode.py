@@ -6,7 +6,7 @@ import torch
 from fixtures.allocations import SLOPE, allocations, fitted
 from fixtures.decoding import feed
 from fixtures.oracles.memory import kv_bytes, kv_width, windows
-from fixtures.subjects import Usage
+from fixtures.questions import Usage
 
 NEEDS, FULL, HALF = frozenset({"exact", "reorder"}), frozenset({torch.float32}), frozenset({torch.bfloat16})
 # None of SDPA's fused kernels on CUDA takes grouped heads in float32: there keys are repeated. On a CPU not in

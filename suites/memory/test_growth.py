@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fixtures.allocations import EXPONENT, exponent, measured
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 
 # On a GPU long, so that a kernel's workspace is small beside it, and with heads enough that FLASH does not split a
 # short length's keys among idle multiprocessors: it does below 0.8 of them in blocks of 128 queries; 192 are asked.

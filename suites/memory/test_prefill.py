@@ -7,7 +7,7 @@ from fixtures.allocations import ONCE, SLOPE, allocations, fitted, measured
 from fixtures.generation import generated
 from fixtures.meters import storage_bytes
 from fixtures.oracles.memory import GATED, logits_bytes, prefill_blocks
-from fixtures.subjects import Sweep
+from fixtures.questions import Sweep
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 UNWINDOWED = (frozenset(), frozenset({"gqa"}))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fixtures import waivers
-from fixtures.deployment import known_failures
+from fixtures.waivers import known_failures
 from reports.record import Record
 
 ROOT = Path(__file__).parent.parent.parent

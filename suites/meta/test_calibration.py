@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fixtures.deployment import Waiver
+from fixtures.waivers import Waiver
 from reports.record import Record
 from suites.meta import allowance, calibrate, held_out
 from suites.meta import tables as healthy

@@ -5,7 +5,7 @@ from packaging.specifiers import SpecifierSet
 from transformers import cache_utils
 
 from fixtures import kv_caches
-from fixtures.deployment import known_failures
+from fixtures.waivers import known_failures
 
 REFUSED = ("suites/attention/test_layout.py", "-k", "value_longer and sdpa-flash-cpu and float32")
 HIDDEN_NAN = ("suites/attention/test_mask.py", "-k", "nan_in and eager and padding-100 and float32")

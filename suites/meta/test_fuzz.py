@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from fixtures import deployment, estimate, policy, random_weights, waivers
+from fixtures.bad_input import BadInput
 from fixtures.configs import SMALL
-from fixtures.deployment import BadInput
 from reports import render, verify
 from reports.compare import main as compare
 from reports.record import SCHEMA, parse

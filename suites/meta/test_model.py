@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from fixtures import served
-from fixtures.deployment import BadInput
+from fixtures.bad_input import BadInput
 from fixtures.models import Workshop
 from suites.meta.faults import FAULTS
 

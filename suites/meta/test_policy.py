@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from fixtures import policy
-from fixtures.deployment import BadInput
+from fixtures.bad_input import BadInput
 from reports import promises
 from suites.meta.conftest import PASSES
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fixtures import served, soundness
+from fixtures.bad_input import BadInput
 from fixtures.configs import SMALL
-from fixtures.deployment import BadInput
 from fixtures.models import Workshop
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig
 
 from fixtures import environment
-from fixtures.deployment import BadInput
+from fixtures.bad_input import BadInput
 from fixtures.in_model import attention_needs
 from fixtures.pretrained import installed
 from fixtures.registry import Registry

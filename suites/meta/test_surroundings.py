@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fixtures import served
-from fixtures.deployment import BadInput
+from fixtures.bad_input import BadInput
 from reports import pack, render, run, verify
 from reports.record import read
 from reports.run import Run

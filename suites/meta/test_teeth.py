@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 from reports import promises, teeth
 from reports.files import write_text
 from suites.meta.asking import Asker

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fixtures.decoding import after_padding
-from fixtures.subjects import Padding
+from fixtures.questions import Padding
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Beyond 256, where bfloat16 has no whole numbers of its own any more.

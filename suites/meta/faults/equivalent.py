@@ -18,7 +18,7 @@ from fixtures.configs import SMALL, VOCABULARY
 from fixtures.decoding import decode, one_by_one
 from fixtures.judgement import Judge
 from fixtures.models import seeded_model
-from fixtures.subjects import Problem
+from fixtures.questions import Problem
 from suites.meta.faults import FAULTS, patches, swapped
 from suites.meta.faults.positions import rotary
 
