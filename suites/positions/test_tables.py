@@ -1,5 +1,7 @@
 """Positional encodings equal the formulas of their papers."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -23,15 +25,21 @@ def judge_tables(judge, tables, parameters, dim, at, what=""):
         judge(candidate, plain, true, what=f"{what} {name}".strip())
 
 
+def ways(compute, at):
+    """Tables of positions that are asked for together, and of the same where the last comes alone, as in decoding."""
+    together, last = compute(at), compute(at[-1:])
+    yield "", together
+    yield "last alone", [torch.cat([t[..., :-1, :], one], -2) for t, one in zip(together, last, strict=True)]
+
+
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.applies(kind=("rope",))
 def test_rope_tables_equal_the_formula(encoding, start, device, judge):
     """POS-1: RoPE tables MUST equal their paper's formula to the rounding of their dtype, however far the position."""
     at = positions(start, device)
 
-    tables = encoding.compute(at)
-
-    judge_tables(judge, tables, encoding.parameters, encoding.parameters["dim"], at)
+    for way, tables in ways(encoding.compute, at):
+        judge_tables(judge, tables, encoding.parameters, encoding.parameters["dim"], at, way)
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -45,7 +53,8 @@ def test_model_tables_equal_the_formula(case, dtype, start, device, model, judge
     for table in found:
         # what is asked in float32 shows how exact the frequencies are that a model of less precision holds
         for asked in dict.fromkeys((torch.float32, dtype)):
-            judge_tables(judge, table.at(at, asked), table.parameters, table.dim, at, table.layer_type)
+            for way, tables in ways(partial(table.at, dtype=asked), at):
+                judge_tables(judge, tables, table.parameters, table.dim, at, f"{table.layer_type} {way}".strip())
 
 
 @pytest.mark.parametrize(("length", "most"), [(2049, 128), (131073, 16)], ids=["2049", "131073"])

@@ -129,6 +129,25 @@ def positions_are_clamped_to_the_trained_length() -> Iterator[None]:
         yield
 
 
+@fault("POS-1", *TABLES, source="our own: a kernel for one token at a time", unseen="positions below 2,049; prompts")
+def a_steps_position_is_kept_in_float16() -> Iterator[None]:
+    """Where one token is turned alone its position goes through float16: 2,049 is 2,048."""
+    with rotary(lambda forward, module, x, at: forward(module, x, at.half().float() if at.shape[-1] == 1 else at)):
+        yield
+
+
+@fault("POS-1", TABLES[0], "rope-yarn and test_rope_tables", source="our own", unseen="prompts")
+def yarns_temperature_is_for_prompts_alone() -> Iterator[None]:
+    """Tables of prompts hold YaRN's attention factor, those of a single token do not."""
+
+    def change(forward: Any, module: Any, x: Tensor, at: Tensor) -> tuple[Tensor, ...]:
+        alone = at.shape[-1] == 1
+        return tuple(t / module.attention_scaling if alone else t for t in forward(module, x, at))
+
+    with rotary(change):
+        yield
+
+
 @contextmanager
 def bloom_bias(change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
     """Patch Bloom's bias. change(bias `(batch * heads, 1, length)`, mask `(batch, length)`) -> bias."""
