@@ -1,4 +1,4 @@
-"""Faults of indices: tiles, their edges, and where queries and keys stand."""
+"""Faults of indices: tiles, their edges, and where heads, rows, queries and keys stand."""
 
 from __future__ import annotations
 
@@ -149,4 +149,22 @@ def values_are_those_of_the_next_head() -> Iterator[None]:
         return call(q, k, torch.cat([v[..., :TILE, :], v[..., TILE:, :].roll(-1, 1)], -2), **more)
 
     with patches.kernel(change):
+        yield
+
+
+@fault(
+    "ATTN-8",
+    "attention/test_retrieval.py",
+    "sdpa-float32 and gqa-2113",
+    source="our own: queries in two launches, the second with the first's offset of keys",
+    unseen="prompts of up to 2,048 tokens; queries that point at no key of the first tile",
+)
+def first_tile_is_skipped_by_late_queries() -> Iterator[None]:
+    """Queries from 2,048 on do not read the first 64 keys."""
+
+    def change(seen: Tensor) -> Tensor:
+        queries, keys = (torch.arange(n, device=seen.device) for n in seen.shape[-2:])
+        return seen & ((queries[:, None] < 2048) | (keys >= 64))
+
+    with patches.mask(change):
         yield
