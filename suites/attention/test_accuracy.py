@@ -11,13 +11,18 @@ PROBLEMS = [
     Problem("one-token", 4, 4, 1),
     Problem("mha-33", 4, 4, 33),
     Problem("mha-33-full", 4, 4, 33, causal=False),
+    # more query heads to a key head, more heads, and more sequences than fit the smallest launch
+    Problem("groups-of-7-33", 14, 2, 33),
+    Problem("heads-40-rows-9", 40, 8, 17, batch=9),
     Problem("gqa-100", 6, 2, 100, batch=2, compiled=True),
     Problem("gqa-100-full", 6, 2, 100, batch=2, causal=False),
+    Problem("exact-128", 4, 2, 128),  # tiles that are full, and nothing beyond them
     Problem("mha-129", 4, 4, 129, head_dim=128),
     Problem("mha-129-full", 4, 4, 129, head_dim=128, causal=False),
     Problem("mqa-257", 4, 1, 257, head_dim=128),
     Problem("mqa-257-full", 4, 1, 257, head_dim=128, causal=False),
     Problem("d32-257", 4, 2, 257, head_dim=32),
+    Problem("d72-33", 4, 2, 33, head_dim=72),  # a multiple of 8, and of no more
     Problem("d80-129", 4, 2, 129, head_dim=80),
     Problem("d96-100", 4, 4, 100, head_dim=96),
     Problem("d256-129", 2, 1, 129, head_dim=256),
@@ -27,6 +32,7 @@ PROBLEMS = [
     Problem("gqa-2048-full", 2, 1, 2048, head_dim=128, causal=False, tier="full"),
     # a prompt that continues a cache: the last query sees the last key
     Problem("decode-257", 4, 2, 257, queries=1, batch=2),
+    Problem("chunk-4-of-400", 4, 2, 400, queries=4),  # a few drafted tokens: kernels may split the keys, as for one
     Problem("chunk-33-of-100", 4, 2, 100, queries=33, compiled=True),
     Problem("chunk-64-of-1000", 4, 1, 1000, queries=64, head_dim=128),
     Problem("scale-100", 6, 2, 100, scale=0.3),

@@ -7,6 +7,10 @@ from fixtures.questions import Traffic
 
 TRAFFIC = [
     Traffic("fits", lengths=(5, 33), count=12),
+    # longer than a page, which has 256 tokens: alone, and with a beginning that all share, of less than a page or more
+    Traffic("two-pages", lengths=(300, 5), count=4),
+    Traffic("alike-200", lengths=(300, 290), count=4, alike=200),
+    Traffic("alike-270", lengths=(300, 290), count=4, alike=270),
     Traffic("splits-a-prompt", lengths=(33, 6, 90, 3), count=12),  # more than the tokens that go in at once
 ]
 
@@ -21,6 +25,7 @@ def test_tokens_are_those_that_the_logits_rank_first(
 ):
     """ATTN-18: what is generated on a paged cache MUST be, token by token, what the golden logits rank first."""
     texts = make_ids(batch=len(traffic.lengths), length=max(traffic.lengths))
+    texts[:, : traffic.alike] = texts[0, : traffic.alike]
     prompts = [text[:length] for text, length in zip(texts, traffic.lengths, strict=True)]
 
     answers = attention.answer(model, [prompt.tolist() for prompt in prompts], traffic.count)

@@ -20,6 +20,7 @@ PROBLEMS = [
     Problem("chunk-100-of-300", 4, 2, 300, queries=100),
     Problem("window-257", 4, 2, 257, window=24),
     Problem("gqa-2048", 2, 1, 2048, tier="full"),
+    Problem("gqa-2113", 2, 1, 2113),  # beyond 2,048 queries on a CPU too
     Problem("gqa-4097", 4, 2, 4097, devices=GPU),
     Problem("gqa-16384", 4, 2, 16384, head_dim=128, devices=GPU, compiled=True),
     Problem("mha-65537", 1, 1, 65537, devices=GPU),

@@ -64,6 +64,13 @@ UNSEEN = {
     "grouped_heads_are_tiled": ([Problem("mha", 4, 4, 100), Problem("mqa", 4, 1, 100)], Problem("gqa", 4, 2, 100)),
     "key_index_wraps": ([Problem("128", 4, 4, 128)], Problem("129", 4, 4, 129)),
     "last_tile_is_dropped": ([Problem("256", 4, 4, 256)], Problem("257", 4, 4, 257)),
+    "heads_beyond_four_of_a_group_are_the_fourth": ([Problem("4", 8, 2, 33)], Problem("5", 10, 2, 33)),
+    "head_index_wraps": ([Problem("16", 16, 4, 17)], Problem("20", 20, 4, 17)),
+    "row_index_wraps": ([Problem("8", 2, 2, 17, batch=8)], Problem("9", 2, 2, 17, batch=9)),
+    "last_half_fragment_of_features_is_dropped": (
+        [Problem("80", 2, 2, 33, head_dim=80)],
+        Problem("72", 2, 2, 33, head_dim=72),
+    ),
     "values_are_those_of_the_next_head": ([Problem("mqa", 4, 1, 257)], Problem("mha", 4, 4, 257)),
 }
 

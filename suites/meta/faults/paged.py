@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from suites.meta.faults import fault, patches, swapped
+from suites.meta.faults import fault, patches, swapped, swapped_item
 
 PAGED = ("attention/test_paged.py", "fits and paged-eager and llama-gqa")
 
@@ -40,4 +40,66 @@ def values_come_from_the_slot_before() -> Iterator[None]:
         return keys, values.roll(1, -2)
 
     with swapped(PagedAttentionCache, "update", update):
+        yield
+
+
+@fault(
+    "ATTN-18",
+    "attention/test_paged.py",
+    "two-pages and paged-eager and llama-gqa",
+    source="our own: a block table of one entry",
+    unseen="requests of up to a page, which has 256 tokens",
+)
+def pages_beyond_the_first_are_the_first() -> Iterator[None]:
+    """What a request keeps beyond its first page is read from the first."""
+    from transformers.generation.continuous_batching.cache_allocators.full_attention import FullAttentionCacheAllocator
+
+    original = FullAttentionCacheAllocator.get_read_indices
+
+    def get_read_indices(self: Any, request: str, *args: Any) -> list[int]:
+        pages = self.block_table[request]
+        with swapped_item(self.block_table, request, pages[:1] * len(pages)):
+            return original(self, request, *args)
+
+    with swapped(FullAttentionCacheAllocator, "get_read_indices", get_read_indices):
+        yield
+
+
+@fault(
+    "ATTN-18",
+    "attention/test_paged.py",
+    "alike-200 and paged-eager and llama-gqa",
+    source="our own: a hash of half of the page",
+    unseen="prompts of up to a page; prompts that part in the first half of a page, or after whole pages",
+)
+def page_is_known_by_its_first_half() -> Iterator[None]:
+    """Prompts share a page whose first half is the same, whatever follows in it."""
+    from transformers.generation.continuous_batching.cache_allocators import cache_allocator
+
+    original = cache_allocator.compute_block_hash
+
+    def compute_block_hash(parent: int | None, tokens: list[int]) -> int:
+        return original(parent, tokens[: len(tokens) // 2])
+
+    with swapped(cache_allocator, "compute_block_hash", compute_block_hash):
+        yield
+
+
+@fault(
+    "ATTN-18",
+    "attention/test_paged.py",
+    "alike-270 and paged-eager and llama-gqa",
+    source="our own: the page's number, off by one",
+    unseen="prompts that have no whole page in common",
+)
+def page_that_is_shared_is_the_next_one() -> Iterator[None]:
+    """A prompt that begins as another is handed the page after the one that they have in common."""
+    from transformers.generation.continuous_batching.cache_allocators.cache_allocator import CacheAllocator
+
+    original = CacheAllocator.match_prefix_blocks
+
+    def match_prefix_blocks(self: Any, prompt: list[int]) -> list[int]:
+        return [page + 1 for page in original(self, prompt)]
+
+    with swapped(CacheAllocator, "match_prefix_blocks", match_prefix_blocks):
         yield

@@ -1,4 +1,4 @@
-"""Faults of indices: tiles, their edges, and where queries and keys stand."""
+"""Faults of indices: tiles, their edges, and where heads, rows, queries and keys stand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from suites.meta.faults import fault, patches
 
 FLAGS = ("attention/test_mask.py", "flags_show and sdpa-float32 and not window")
+ACCURATE = "attention/test_accuracy.py"
 POINTED = ("attention/test_retrieval.py", "sdpa-float32 and (gqa-129 or full-257 or mqa-1000)")
 TILE = 128
 
@@ -147,6 +148,117 @@ def values_are_those_of_the_next_head() -> Iterator[None]:
 
     def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
         return call(q, k, torch.cat([v[..., :TILE, :], v[..., TILE:, :].roll(-1, 1)], -2), **more)
+
+    with patches.kernel(change):
+        yield
+
+
+@fault(
+    "ATTN-8",
+    "attention/test_retrieval.py",
+    "sdpa-float32 and gqa-2113",
+    source="our own: queries in two launches, the second with the first's offset of keys",
+    unseen="prompts of up to 2,048 tokens; queries that point at no key of the first tile",
+)
+def first_tile_is_skipped_by_late_queries() -> Iterator[None]:
+    """Queries from 2,048 on do not read the first 64 keys."""
+
+    def change(seen: Tensor) -> Tensor:
+        queries, keys = (torch.arange(n, device=seen.device) for n in seen.shape[-2:])
+        return seen & ((queries[:, None] < 2048) | (keys >= 64))
+
+    with patches.mask(change):
+        yield
+
+
+@fault(
+    "ATTN-1",
+    ACCURATE,
+    "sdpa-float32 and exact-128",
+    source="our own: length % tile where 0 means a whole tile",
+    unseen="prompts whose length is no multiple of the tile",
+)
+def newest_key_of_whole_tiles_is_dropped() -> Iterator[None]:
+    """Where a prompt fills its tiles exactly, the last query misses the newest key."""
+
+    def change(seen: Tensor) -> Tensor:
+        queries, keys = seen.shape[-2:]
+        if queries == keys and keys % TILE == 0:
+            seen = seen.clone()
+            seen[..., -1, -1] = False
+        return seen
+
+    with patches.mask(change):
+        yield
+
+
+@fault(
+    "ATTN-1",
+    ACCURATE,
+    "sdpa-float32 and groups-of-7",
+    source="our own: a tile of four query heads for each key head",
+    unseen="up to four query heads to a key head; Qwen2.5-7B has seven, Llama-3-70B eight",
+)
+def heads_beyond_four_of_a_group_are_the_fourth() -> Iterator[None]:
+    """A tile serves four query heads of a group: the fifth and later have the fourth's output."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        group = q.shape[1] // k.shape[1]
+        out = call(q, k, v, **more).unflatten(1, (-1, group))
+        return out[:, :, torch.arange(group).clamp(max=3)].flatten(1, 2)
+
+    with patches.kernel(change):
+        yield
+
+
+@fault(
+    "ATTN-1",
+    ACCURATE,
+    "sdpa-float32 and heads-40",
+    source="our own: a head's index of four bits",
+    unseen="up to 16 heads",
+)
+def head_index_wraps() -> Iterator[None]:
+    """The head's index is held in too few bits: heads from 16 on have the output of head h mod 16."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        return call(q, k, v, **more)[:, torch.arange(q.shape[1]) % 16]
+
+    with patches.kernel(change):
+        yield
+
+
+@fault(
+    "ATTN-1",
+    ACCURATE,
+    "sdpa-float32 and rows-9",
+    source="our own: a row's index of three bits",
+    unseen="batches of up to eight",
+)
+def row_index_wraps() -> Iterator[None]:
+    """The row's index is held in too few bits: rows of a batch from 8 on have the output of row b mod 8."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        return call(q, k, v, **more)[torch.arange(len(q)) % 8]
+
+    with patches.kernel(change):
+        yield
+
+
+@fault(
+    "ATTN-1",
+    ACCURATE,
+    "sdpa-float32 and d72",
+    source="our own: head_dim // 16 fragments",
+    unseen="a head_dim that is a multiple of 16",
+)
+def last_half_fragment_of_features_is_dropped() -> Iterator[None]:
+    """Features beyond the last whole 16 count in no score."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        features = q.shape[-1]
+        q = q * (torch.arange(features, device=q.device) < features - features % 16)
+        return call(q, k, v, **more)
 
     with patches.kernel(change):
         yield
