@@ -11,6 +11,8 @@ from torch import Tensor
 from suites.meta.faults import fault, patches
 
 DECODE = ("kv_cache/test_decode.py", "prompt-33-dynamic-plain-llama-gqa-float32")
+HALF = ("kv_cache/test_written.py", "full-prompt-dynamic-plain-bfloat16")
+DEEP = ("kv_cache/test_written.py", "deep-dynamic-plain-float32")
 CHUNKS = ("kv_cache/test_chunks.py", "chunks-64-dynamic-plain-llama-gqa-float32")
 SPARE = ("kv_cache/test_unwritten.py", "slots and spare-float32-static-spare-llama-gqa")
 DROPPED = ("kv_cache/test_unwritten.py", "slots and dropped-float32-static-spare-llama-gqa")
@@ -103,6 +105,64 @@ def slots_wrap_beyond_512() -> Iterator[None]:
         return keys, values
 
     with patches.layers(change, *FIXED):
+        yield
+
+
+@fault("KV-2", *HALF, source="our own: one half precision for all caches", unseen="bfloat16 up to 65,504; float16")
+def bfloat16_is_cached_as_float16() -> Iterator[None]:
+    """What is half precision is kept in float16, whichever half it is: what is large in bfloat16 becomes infinite."""
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        return (k.half().to(k.dtype), v.half().to(v.dtype)) if k.dtype == torch.bfloat16 else (k, v)
+
+    with patches.written(change):
+        yield
+
+
+@fault("KV-2", *HALF, source="our own: a bit that is kept for a flag", unseen="keys; float32 and float16")
+def bfloat16_values_lose_a_bit() -> Iterator[None]:
+    """Values in bfloat16 lose the last bit of their significand."""
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        return k, (v.view(torch.int16) & -2).view(torch.bfloat16) if v.dtype == torch.bfloat16 else v
+
+    with patches.written(change):
+        yield
+
+
+@fault("KV-2", *DEEP, source="our own: a layer's index of 5 bits", unseen="32 layers and fewer; keys")
+def layers_wrap_beyond_32() -> Iterator[None]:
+    """Layer 32 + n is handed the values of layer n."""
+    given: dict[int, Tensor] = {}
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        given[layer] = v
+        return k, given.get(layer - 32, v)
+
+    with patches.written(change):
+        yield
+
+
+@fault("KV-2", *DEEP, source="our own: a head's index of 3 bits", unseen="8 key heads and fewer")
+def key_heads_wrap_beyond_8() -> Iterator[None]:
+    """Key head 8 + n stores what head n does."""
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        head = torch.arange(k.shape[1], device=k.device) % 8
+        return k[:, head], v[:, head]
+
+    with patches.written(change):
+        yield
+
+
+@fault("KV-2", *DEEP, source="our own: a row's index of 3 bits", unseen="8 rows and fewer; prompts; keys")
+def rows_wrap_beyond_8() -> Iterator[None]:
+    """While decoding, row 8 + n stores the value of row n."""
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        return k, v[torch.arange(len(v), device=v.device) % 8] if v.shape[-2] == 1 else v
+
+    with patches.written(change):
         yield
 
 
