@@ -203,3 +203,17 @@ def beams_are_reordered_a_step_late() -> Iterator[None]:
 
     with swapped(Cache, "reorder_cache", reorder):
         yield
+
+
+@fault("KV-9", *SEARCH, source="our own: indices without their prompt's offset", unseen="one prompt; one beam")
+def beams_go_on_from_the_first_prompts() -> Iterator[None]:
+    """In a batch of prompts each beam goes on from the cached history of the first prompt's beam of its number."""
+    from transformers import Cache
+
+    original, beams = Cache.reorder_cache, 3
+
+    def reorder(self: Any, order: Tensor) -> None:
+        original(self, order % beams)
+
+    with swapped(Cache, "reorder_cache", reorder):
+        yield
