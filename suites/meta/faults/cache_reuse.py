@@ -79,6 +79,21 @@ def reset_leaves_the_first_token() -> Iterator[None]:
         yield
 
 
+@fault("KV-10", *SECOND, source="our own: a pool that clears a page once", unseen="the first two requests")
+def second_reset_leaves_the_first_token() -> Iterator[None]:
+    """From the third request on, the first token of the request before is still there after a reset."""
+
+    def change(reset: Any, layer: Any) -> None:
+        layer.resets = getattr(layer, "resets", 0) + 1
+        if layer.resets > 1:
+            layer.keys, layer.values = layer.keys[..., :1, :], layer.values[..., :1, :]
+        else:
+            reset(layer)
+
+    with patches.layers(change, *GROWING, method="reset"):
+        yield
+
+
 @fault("KV-11", *PREFIX, source="our own: a copy that is shallow", unseen="one continuation")
 def continuations_write_into_one_buffer() -> Iterator[None]:
     """A copy of a cache has lengths of its own, and shares its buffers."""
