@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from suites.meta.faults import fault, patches
+from suites.meta.faults import fault, patches, swapped
 
 DECODE = ("kv_cache/test_decode.py", "prompt-33-dynamic-plain-llama-gqa-float32")
 HALF = ("kv_cache/test_written.py", "full-prompt-dynamic-plain-bfloat16")
 DEEP = ("kv_cache/test_written.py", "deep-dynamic-plain-float32")
+FILE, FED = "kv_cache/test_chunks.py", "float32-dynamic-plain"
 CHUNKS = ("kv_cache/test_chunks.py", "chunks-64-dynamic-plain-llama-gqa-float32")
 SPARE = ("kv_cache/test_unwritten.py", "slots and spare-float32-static-spare-llama-gqa")
 DROPPED = ("kv_cache/test_unwritten.py", "slots and dropped-float32-static-spare-llama-gqa")
@@ -204,6 +207,45 @@ def chunk_loses_its_last_token() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _chunk(change: Callable[[Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
+    """Patch what `generate` feeds of a prompt that goes in by pieces, but the first. change(ids, keywords) -> ids."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.prepare_inputs_for_generation
+
+    @wraps(original)
+    def prepare(self: Any, ids: Tensor, *args: Any, **more: Any) -> Any:
+        cache, real = more.get("cache", more.get("past_key_values")), more.get("attention_mask")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past and real is not None and ids.shape[1] > 1 and past + ids.shape[1] == real.shape[1]:
+            ids = change(ids, more)
+        return original(self, ids, *args, **more)
+
+    with swapped(GenerationMixin, "prepare_inputs_for_generation", prepare):
+        yield
+
+
+@fault("KV-3", FILE, f"padded-7-{FED}-llama-gqa", source="our own: a slice of row 0", unseen="one row; the first chunk")
+def chunks_are_the_first_rows() -> Iterator[None]:
+    """`generate` feeds every row of a batch the first row's tokens from the second chunk on."""
+    with _chunk(lambda ids, more: ids[:1].expand_as(ids)):
+        yield
+
+
+@fault("KV-3", FILE, f"padded-7-{FED}-bigcode-mqa", source="our own: cache positions", unseen="no padding; RoPE")
+def chunks_count_padding_as_positions() -> Iterator[None]:
+    """`generate` numbers a padded row's tokens by slot from the second chunk on."""
+
+    def change(ids: Tensor, more: dict[str, Any]) -> Tensor:
+        end = more["attention_mask"].shape[1]
+        more["position_ids"] = torch.arange(end - ids.shape[1], end, device=ids.device).expand_as(ids)
+        return ids
+
+    with _chunk(change):
+        yield
+
+
 @fault("KV-12", *SPARE, source="https://github.com/huggingface/transformers/issues/30400", unseen="slots of zeros")
 def spare_slot_is_read_ahead() -> Iterator[None]:
     """While decoding, the mask shows one slot more than there are tokens."""
@@ -313,7 +355,6 @@ def queries_turn_after_the_cache_has_moved_on() -> Iterator[None]:
     """The cache's update moves the offset that queries then read: they are rotated by as many tokens too far."""
     from transformers.models.llama import modeling_llama
 
-    from suites.meta.faults import swapped
     from suites.meta.faults.positions import rotary
 
     moved: dict[str, Any] = {}
