@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -145,6 +146,51 @@ def recomputation_forgets_the_beginning() -> Iterator[None]:
         return call(q, k, v, **more | {"attn_mask": seen, "is_causal": False})
 
     with patches.kernel(change):
+        yield
+
+
+@fault(
+    "KV-14",
+    "kv_cache/test_generate.py",
+    "from-1-float32-dynamic-plain-bigcode-mqa",
+    source="our own: `if positions.shape[-1] == 1: # a step`",
+    unseen="two tokens and more; RoPE and ALiBi, which know distances only",
+)
+def prompt_of_one_token_is_taken_for_a_step() -> Iterator[None]:
+    """`generate` counts a prompt of one token as cached before it goes in."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin._prepare_position_ids_for_generation
+
+    def prepare(self: Any, *args: Any, **more: Any) -> Tensor:
+        positions: Tensor = original(self, *args, **more)
+        return positions + 1 if positions.shape[1] == 1 else positions
+
+    with swapped(GenerationMixin, "_prepare_position_ids_for_generation", prepare):
+        yield
+
+
+@fault(
+    "KV-14",
+    "kv_cache/test_generate.py",
+    "from-125-float32-dynamic-plain-llama-gqa",
+    source="our own: a mask that is summed in its own dtype",
+    unseen="128 tokens and fewer; positions that a model counts itself",
+)
+def generated_positions_are_int8() -> Iterator[None]:
+    """`generate` hands on positions in 8 bits: token 128 stands at -128."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.prepare_inputs_for_generation
+
+    @wraps(original)
+    def prepare(self: Any, *args: Any, **more: Any) -> Any:
+        inputs = original(self, *args, **more)
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"].to(torch.int8).long()
+        return inputs
+
+    with swapped(GenerationMixin, "prepare_inputs_for_generation", prepare):
         yield
 
 
