@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import torch
@@ -120,6 +121,32 @@ def turn_starts_at_position_zero() -> Iterator[None]:
         return forward(module, x, positions - positions[:, :1] if positions.shape[-1] > 1 else positions)
 
     with rotary(change):
+        yield
+
+
+@fault(
+    "KV-11",
+    "kv_cache/test_reuse.py",
+    "goes_on_with_a_chat and dynamic-plain-llama-gqa",
+    source="our own: a step always has its last token to feed",
+    unseen="the first turn; calls of the model",
+)
+def next_turn_feeds_the_last_token_again() -> Iterator[None]:
+    """`generate` on the cache of an earlier turn feeds one more token than is new: the last that is cached."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.prepare_inputs_for_generation
+    if "next_sequence_length" not in signature(original).parameters:
+        raise AttributeError("generate does not say how many tokens are new")
+
+    @wraps(original)
+    def prepare(self: Any, ids: Tensor, next_sequence_length: int | None = None, **more: Any) -> Any:
+        past = int(held.get_seq_length()) if (held := more.get("cache", more.get("past_key_values"))) is not None else 0
+        if more.get("is_first_iteration") and past and next_sequence_length is not None:
+            next_sequence_length += 1
+        return original(self, ids, next_sequence_length=next_sequence_length, **more)
+
+    with swapped(GenerationMixin, "prepare_inputs_for_generation", prepare):
         yield
 
 
