@@ -14,16 +14,34 @@ LOGIC = frozenset({torch.float32})
 SMALL = pytest.mark.applies(real=(False,))
 
 
+def _in_pieces(width: int) -> tuple[int, ...]:
+    """The last of a prompt joins a cache that has its beginning, and so does a turn, before single steps."""
+    return width - 4, 4, 3, *[1] * (STEPS - 3)
+
+
+# How long the rows are as a prompt, and how the batch goes in: what is wider than its longest row is padded in all.
+ROWS = {
+    "left-padded": (LENGTHS, (max(LENGTHS), *[1] * STEPS)),
+    "sorted": ((5, 20, 33), _in_pieces(33)),
+    "lone": ((21,), _in_pieces(32)),
+    "bucket": ((33, 20), _in_pieces(40)),
+}
+PADDED = [
+    pytest.param(Usage(name, widths, dtypes=HALVES if name == "left-padded" else LOGIC), marks=SMALL)
+    for name, (_, widths) in ROWS.items()
+]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("usage", [pytest.param(Usage("left-padded", dtypes=HALVES), marks=SMALL)], ids=str)
+@pytest.mark.parametrize("usage", PADDED, ids=str)
 def test_padded_row_equals_the_row_alone(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
     """KV-4: a left-padded row MUST have the logits that it has alone, as a prompt and at every cached step."""
-    width, end = max(LENGTHS), max(LENGTHS) + STEPS
-    rows = [row[: length + STEPS] for row, length in zip(make_ids(len(LENGTHS), end), LENGTHS, strict=True)]
-    ids, real = padded_left(rows)
-    cache = kv_cache.make(model.config, len(rows), end)
+    lengths, _ = ROWS[usage.name]
+    rows = [row[: n + STEPS] for row, n in zip(make_ids(len(lengths), usage.length), lengths, strict=True)]
+    ids, real = padded_left(rows, usage.length)
+    cache = kv_cache.make(model.config, len(rows), usage.length)
 
-    logits = decode(model, cache, ids, [width, *[1] * STEPS], real=real)
+    logits = decode(model, cache, ids, usage.widths, real=real)
 
     for index, row in enumerate(rows):
         golden, reference = (truth(model, row[None], d)[0] for d in (torch.float64, dtype))

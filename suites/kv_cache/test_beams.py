@@ -43,12 +43,9 @@ def test_cache_follows_the_beams(case, kv_cache, dtype, usage, device, model, ma
 def test_beam_search_finds_what_recomputing_finds(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
     """KV-9: beam search on a cache MUST find the sequence that a search finds which recomputes all, ties aside."""
     beams, count, prompts = 3, 8, make_ids(batch=2, length=21)
-    using_it = [using(model, kv_cache, 21 + count, rows=beams) for _ in prompts]
+    how = using(model, kv_cache, 21 + count, rows=len(prompts) * beams)
 
-    found = [
-        generated(model, prompt[None], count, num_beams=beams, **how)[0]
-        for prompt, how in zip(prompts, using_it, strict=True)
-    ]
+    found = generated(model, prompts, count, num_beams=beams, **how)
 
     for prompt, tokens in zip(prompts, found, strict=True):
         wanted = beam_search(follower(truth, model, torch.float64), prompt, beams, count)

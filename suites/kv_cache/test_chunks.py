@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fixtures.decoding import decode
+from fixtures.decoding import decode, padded_left
 from fixtures.generation import generated, using
 from fixtures.inputs import pieces
 from fixtures.questions import Usage
@@ -49,16 +49,26 @@ def test_any_split_is_as_accurate_as_whole(case, kv_cache, dtype, device, model,
     judge(logits, truth(model, ids, dtype), truth(model, ids, torch.float64))
 
 
+# How many tokens go in at once, and how long the prompts are: the shorter one of two is padded on the left.
+PROMPTS = {"size-7": (7, (75,)), "size-64": (64, (75,)), "padded-7": (7, (75, 40))}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
-@pytest.mark.parametrize("size", [7, 64], ids=["size-7", "size-64"])
+@pytest.mark.parametrize(("size", "lengths"), PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.applies(real=(False,), tier=("standard",))
-def test_generate_takes_the_prompt_in_chunks(case, kv_cache, dtype, size, device, model, make_ids, truth, judge):
+def test_generate_takes_the_prompt_in_chunks(
+    case, kv_cache, dtype, size, lengths, device, model, make_ids, truth, judge
+):
     """KV-3: a prompt fed in chunks, split anywhere, MUST have the logits that it has when fed whole."""
-    prompt, count = make_ids(batch=1, length=75), 6
+    count, width = 6, max(lengths)
+    prompts = [row[:length] for row, length in zip(make_ids(len(lengths), width), lengths, strict=True)]
+    ids, real = padded_left(prompts)
+    how = using(model, kv_cache, width + count, rows=len(prompts))
 
-    tokens = generated(model, prompt, count, prefill_chunk_size=size, **using(model, kv_cache, 75 + count))
+    answers = generated(model, ids, count, real, prefill_chunk_size=size, **how)
 
-    whole = torch.cat([prompt, tokens], 1)
-    golden, reference = (truth(model, whole, d)[0, 74:-1] for d in (torch.float64, dtype))
-    judge.ranked_first(tokens[0].tolist(), reference, golden, what=f"chunks of {size}")
+    for prompt, answer in zip(prompts, answers, strict=True):
+        whole = torch.cat([prompt, answer])[None]
+        golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
+        judge.ranked_first(answer.tolist(), reference, golden, what=f"{len(prompt)} in chunks of {size}")

@@ -7,14 +7,15 @@ from fixtures.decoding import decode, one_by_one
 from fixtures.questions import Usage
 from fixtures.tokens import said
 
-LOGIC = frozenset({torch.float32})
+LOGIC, HALVES = frozenset({torch.float32}), frozenset({torch.float32, torch.bfloat16})
 CORE = pytest.mark.applies(tier=("standard",), real=(False,))
 PROMPTS = [
     pytest.param(Usage("prompt-1", one_by_one(1, 64)), marks=CORE),
     pytest.param(Usage("prompt-33", one_by_one(33, 64)), marks=CORE),
     *[pytest.param(Usage(f"prompt-{n}", one_by_one(n, 42), dtypes=LOGIC), marks=CORE) for n in (31, 32)],
-    # A power of two that buffers and tiles are cut by is crossed while decoding; every window is far behind.
-    pytest.param(Usage("prompt-250", one_by_one(250, 262), dtypes=LOGIC), marks=CORE),
+    # A power of two that buffers and tiles are cut by is crossed while decoding; every window is far behind. It is also
+    # the largest up to which bfloat16 counts.
+    pytest.param(Usage("prompt-250", one_by_one(250, 262), dtypes=HALVES), marks=CORE),
     pytest.param(
         Usage("prompt-1020", one_by_one(1020, 1030), dtypes=LOGIC, tier="full"),
         marks=pytest.mark.applies(tier=("standard",), real=(False,), positions=("rope", "alibi")),

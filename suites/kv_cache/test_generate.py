@@ -35,6 +35,24 @@ def test_greedy_tokens_are_those_ranked_first(case, kv_cache, dtype, device, mod
 
 
 CORE = pytest.mark.applies(tier=("standard",))
+
+
+@torch.no_grad()
+@DTYPES
+# A prompt as long as a step, and one from which 128 tokens are left behind.
+@pytest.mark.parametrize("length", [1, 125], ids=["from-1", "from-125"])
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, model, make_ids, truth, judge):
+    """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
+    prompt = make_ids(batch=1, length=length)
+
+    tokens = generated(model, prompt, COUNT, **using(model, kv_cache, length + COUNT))
+
+    whole = torch.cat([prompt, tokens], 1)
+    golden, reference = (truth(model, whole, d)[0, length - 1 : -1] for d in (torch.float64, dtype))
+    judge.ranked_first(tokens[0].tolist(), reference, golden, what=f"after {length}")
+
+
 SPECULATE = frozenset({"exact", "speculate"})
 DRAFTS = [
     pytest.param(Usage("prompt-lookup", needs=SPECULATE), marks=CORE),

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from fixtures.decoding import decode
+from fixtures.decoding import decode, handing
+from fixtures.generation import generated
 from fixtures.questions import Usage
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -31,12 +32,14 @@ def test_second_request_is_answered_as_the_first(case, kv_cache, dtype, usage, d
 
     decode(model, reused, other, [first, *[1] * STEPS])
     fresh = decode(model, kv_cache.make(model.config, 2, room), ids, [second, *[1] * STEPS])
-    reused.reset()
-    again = decode(model, reused, ids, [second, *[1] * STEPS])
+    found = {"a new cache,": fresh}
+    for what in ("after reset,", "after another reset,"):
+        reused.reset()
+        found[what] = decode(model, reused, ids, [second, *[1] * STEPS])
 
     golden, reference = (truth(model, ids, d) for d in (torch.float64, dtype))
-    judge(fresh, reference, golden, what="a new cache,")
-    judge(again, reference, golden, what="after reset,")
+    for what, logits in found.items():
+        judge(logits, reference, golden, what=what)
 
 
 @torch.no_grad()
@@ -75,3 +78,25 @@ def test_turns_of_a_chat_go_on(case, kv_cache, dtype, turns, device, model, make
     logits = decode(model, cache, ids, turns.widths)
 
     judge(logits, truth(model, ids, dtype), truth(model, ids, torch.float64))
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_generate_goes_on_with_a_chat(case, kv_cache, dtype, device, model, make_ids, truth, judge):
+    """KV-11: texts that share a cached prefix, and turns of one chat, MUST be answered as if each stood alone."""
+    rows, count, asked = 3, 8, (14, 9, 3)
+    cache = handing(model, kv_cache.make(model.config, rows, sum(asked) + len(asked) * count))
+
+    texts, ends = make_ids(batch=rows, length=0), []
+    for turn in asked:
+        texts = torch.cat([texts, make_ids(batch=rows, length=turn)], 1)
+        texts = torch.cat([texts, generated(model, texts, count, **cache)], 1)
+        ends.append(texts.shape[1])
+
+    golden, reference = (truth(model, texts, d) for d in (torch.float64, dtype))
+    for turn, end in enumerate(ends):
+        for row, text in enumerate(texts):
+            before = slice(end - count - 1, end - 1)
+            answer = text[end - count : end].tolist()
+            judge.ranked_first(answer, reference[row, before], golden[row, before], what=f"turn {turn} of text {row}")

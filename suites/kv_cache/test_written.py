@@ -8,14 +8,16 @@ import torch
 from fixtures.caching import misplaced, write
 from fixtures.models import configured
 from fixtures.oracles.memory import windows
-from fixtures.questions import Usage
+from fixtures.questions import FLOATS, Usage
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
 WINDOW = {**SHAPE, "sliding_window": 24}
+DEEP = {"hidden_size": 256, "intermediate_size": 64, "num_attention_heads": 16, "num_key_value_heads": 16}
 LAYERS = {
     "full": ("llama", {**SHAPE, "num_hidden_layers": 3}),
     "sliding": ("mistral", {**WINDOW, "num_hidden_layers": 3}),
     "hybrid": ("qwen2", {**WINDOW, "num_hidden_layers": 4, "use_sliding_window": True, "max_window_layers": 2}),
+    "deep": ("llama", {**DEEP, "num_hidden_layers": 40}),
 }
 CONFIGS = {kind: cache(partial(configured, *asked)) for kind, asked in LAYERS.items()}
 STEP = (1,)
@@ -27,22 +29,28 @@ WIDTHS = {
     "exact-window": (24, *STEP * 3, 24, 25, 1),
     "long": (500, *STEP * 24, 500, 1, 1000, *STEP * 40),
 }
-DTYPES = dict.fromkeys(WIDTHS, frozenset({torch.float32, torch.float16})) | {"long": frozenset({torch.float32})}
+DTYPES = dict.fromkeys(WIDTHS, FLOATS) | {"long": frozenset({torch.float32})}
+# One feature is so many times as large, where the dtype has room for it: beyond what float16 can hold.
+LOUD = dict.fromkeys((torch.float32, torch.bfloat16), 2.0**17)
 WRITES = [
-    Usage(f"{kind}-{name}", widths, config=config, dtypes=DTYPES[name])
-    for kind, config in CONFIGS.items()
+    Usage(f"{kind}-{name}", widths, config=CONFIGS[kind], dtypes=DTYPES[name])
+    for kind in ("full", "sliding", "hybrid")
     for name, widths in WIDTHS.items()
 ]
+# More layers than 5 bits count, more key heads and more rows than 3 do.
+WRITES += [Usage("deep", (7, *STEP * 3, 2), config=CONFIGS["deep"])]
+ROWS = {"deep": 9}
 WRITES += [Usage("full-far", (16380, *STEP * 6, 16384, 1), config=CONFIGS["full"], devices=frozenset({"cuda"}))]
 
 
 @pytest.mark.parametrize("usage", WRITES, ids=str)
 def test_attention_is_handed_what_was_written(kv_cache, dtype, usage, device, draw, judge):
     """KV-2: a cache MUST hand attention each key and value that it was given and may see, to the bit, in its place."""
-    config, batch = usage.config(), 3
+    config, batch = usage.config(), ROWS.get(usage.name, 3)
     cache = kv_cache.make(config, batch, usage.length)
     shape = (len(windows(config)), 2, batch, config.num_key_value_heads, usage.length, 16)
     given = torch.randn(shape, generator=draw).to(device=device, dtype=dtype)
+    given[..., 0] *= LOUD.get(dtype, 1.0)
 
     start, wrong, first = 0, 0, ""
     for width in usage.widths:

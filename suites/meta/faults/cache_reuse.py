@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
 from typing import Any
 
 import torch
@@ -79,6 +81,21 @@ def reset_leaves_the_first_token() -> Iterator[None]:
         yield
 
 
+@fault("KV-10", *SECOND, source="our own: a pool that clears a page once", unseen="the first two requests")
+def second_reset_leaves_the_first_token() -> Iterator[None]:
+    """From the third request on, the first token of the request before is still there after a reset."""
+
+    def change(reset: Any, layer: Any) -> None:
+        layer.resets = getattr(layer, "resets", 0) + 1
+        if layer.resets > 1:
+            layer.keys, layer.values = layer.keys[..., :1, :], layer.values[..., :1, :]
+        else:
+            reset(layer)
+
+    with patches.layers(change, *GROWING, method="reset"):
+        yield
+
+
 @fault("KV-11", *PREFIX, source="our own: a copy that is shallow", unseen="one continuation")
 def continuations_write_into_one_buffer() -> Iterator[None]:
     """A copy of a cache has lengths of its own, and shares its buffers."""
@@ -107,6 +124,32 @@ def turn_starts_at_position_zero() -> Iterator[None]:
         yield
 
 
+@fault(
+    "KV-11",
+    "kv_cache/test_reuse.py",
+    "goes_on_with_a_chat and dynamic-plain-llama-gqa",
+    source="our own: a step always has its last token to feed",
+    unseen="the first turn; calls of the model",
+)
+def next_turn_feeds_the_last_token_again() -> Iterator[None]:
+    """`generate` on the cache of an earlier turn feeds one more token than is new: the last that is cached."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.prepare_inputs_for_generation
+    if "next_sequence_length" not in signature(original).parameters:
+        raise AttributeError("generate does not say how many tokens are new")
+
+    @wraps(original)
+    def prepare(self: Any, ids: Tensor, next_sequence_length: int | None = None, **more: Any) -> Any:
+        past = int(held.get_seq_length()) if (held := more.get("cache", more.get("past_key_values"))) is not None else 0
+        if more.get("is_first_iteration") and past and next_sequence_length is not None:
+            next_sequence_length += 1
+        return original(self, ids, next_sequence_length=next_sequence_length, **more)
+
+    with swapped(GenerationMixin, "prepare_inputs_for_generation", prepare):
+        yield
+
+
 @fault("KV-14", *GREEDY, source="https://github.com/skyzh/tiny-llm/pull/46", unseen="the first token")
 def generated_tokens_stand_too_far() -> Iterator[None]:
     """While decoding, positions count the prompt twice."""
@@ -130,6 +173,51 @@ def recomputation_forgets_the_beginning() -> Iterator[None]:
         return call(q, k, v, **more | {"attn_mask": seen, "is_causal": False})
 
     with patches.kernel(change):
+        yield
+
+
+@fault(
+    "KV-14",
+    "kv_cache/test_generate.py",
+    "from-1-float32-dynamic-plain-bigcode-mqa",
+    source="our own: `if positions.shape[-1] == 1: # a step`",
+    unseen="two tokens and more; RoPE and ALiBi, which know distances only",
+)
+def prompt_of_one_token_is_taken_for_a_step() -> Iterator[None]:
+    """`generate` counts a prompt of one token as cached before it goes in."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin._prepare_position_ids_for_generation
+
+    def prepare(self: Any, *args: Any, **more: Any) -> Tensor:
+        positions: Tensor = original(self, *args, **more)
+        return positions + 1 if positions.shape[1] == 1 else positions
+
+    with swapped(GenerationMixin, "_prepare_position_ids_for_generation", prepare):
+        yield
+
+
+@fault(
+    "KV-14",
+    "kv_cache/test_generate.py",
+    "from-125-float32-dynamic-plain-llama-gqa",
+    source="our own: a mask that is summed in its own dtype",
+    unseen="128 tokens and fewer; positions that a model counts itself",
+)
+def generated_positions_are_int8() -> Iterator[None]:
+    """`generate` hands on positions in 8 bits: token 128 stands at -128."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.prepare_inputs_for_generation
+
+    @wraps(original)
+    def prepare(self: Any, *args: Any, **more: Any) -> Any:
+        inputs = original(self, *args, **more)
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"].to(torch.int8).long()
+        return inputs
+
+    with swapped(GenerationMixin, "prepare_inputs_for_generation", prepare):
         yield
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from suites.meta.faults import fault, patches, swapped
 
 PADDED = ("kv_cache/test_batches.py", "left-padded-dynamic-plain-llama-gqa-float32")
+SORTED = ("kv_cache/test_batches.py", "sorted-dynamic-plain-llama-gqa-float32")
+LONE = ("kv_cache/test_batches.py", "lone-dynamic-plain-llama-gqa-float32")
 SHRINKS = ("kv_cache/test_batches.py", "shrinks-dynamic-plain-llama-gqa-float32")
 TURNS = ("kv_cache/test_batches.py", "turns-dynamic-plain-llama-gqa-float32")
 GROWS = ("kv_cache/test_batches.py", "grows-dynamic-plain-llama-gqa-float32")
@@ -41,6 +43,46 @@ def rows_share_the_first_rows_mask() -> Iterator[None]:
     def change(build: Any, keywords: dict[str, Any]) -> Any:
         mask = build(**keywords)
         return mask if mask is None or mask.shape[-2] != 1 else mask[:1].expand_as(mask)
+
+    with patches.masks(change):
+        yield
+
+
+@fault("KV-4", *LONE, source="our own: a mask for prompts and for single tokens", unseen="a prompt that goes in whole")
+def padding_is_forgotten_in_chunks() -> Iterator[None]:
+    """Several tokens that join a cache see its padding."""
+
+    def change(build: Any, keywords: dict[str, Any]) -> Any:
+        mask = build(**keywords)
+        if mask is None or not 1 < mask.shape[-2] < mask.shape[-1]:
+            return mask
+        return build(**keywords | {"attention_mask": None})
+
+    with patches.masks(change):
+        yield
+
+
+@fault("KV-4", *SORTED, source="our own: `if attention_mask[-1].all()`", unseen="batches whose last row is padded")
+def last_row_decides_whether_to_mask() -> Iterator[None]:
+    """Rows are taken to be sorted, the most padded last: where that one has no padding, none is hidden."""
+
+    def change(build: Any, keywords: dict[str, Any]) -> Any:
+        real = keywords.get("attention_mask")
+        last = real is not None and bool(real[-1].all())
+        return build(**keywords | {"attention_mask": None} if last else keywords)
+
+    with patches.masks(change):
+        yield
+
+
+@fault("KV-4", *LONE, source="our own: a batch of one has nothing to be padded to", unseen="two rows and more")
+def lone_row_sees_its_padding() -> Iterator[None]:
+    """A lone request that was padded to a bucket's width sees its padding."""
+
+    def change(build: Any, keywords: dict[str, Any]) -> Any:
+        real = keywords.get("attention_mask")
+        lone = real is not None and len(real) == 1
+        return build(**keywords | {"attention_mask": None} if lone else keywords)
 
     with patches.masks(change):
         yield
@@ -158,6 +200,20 @@ def beams_are_reordered_a_step_late() -> Iterator[None]:
         late.append(order.clone())
         if len(late) > 1 and len(late[-2]) == len(order):
             original(self, late[-2])
+
+    with swapped(Cache, "reorder_cache", reorder):
+        yield
+
+
+@fault("KV-9", *SEARCH, source="our own: indices without their prompt's offset", unseen="one prompt; one beam")
+def beams_go_on_from_the_first_prompts() -> Iterator[None]:
+    """In a batch of prompts each beam goes on from the cached history of the first prompt's beam of its number."""
+    from transformers import Cache
+
+    original, beams = Cache.reorder_cache, 3
+
+    def reorder(self: Any, order: Tensor) -> None:
+        original(self, order % beams)
 
     with swapped(Cache, "reorder_cache", reorder):
         yield

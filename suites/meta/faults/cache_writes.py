@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from suites.meta.faults import fault, patches
+from suites.meta.faults import fault, patches, swapped
 
 DECODE = ("kv_cache/test_decode.py", "prompt-33-dynamic-plain-llama-gqa-float32")
+HALF = ("kv_cache/test_written.py", "full-prompt-dynamic-plain-bfloat16")
+DEEP = ("kv_cache/test_written.py", "deep-dynamic-plain-float32")
+FILE, FED = "kv_cache/test_chunks.py", "float32-dynamic-plain"
 CHUNKS = ("kv_cache/test_chunks.py", "chunks-64-dynamic-plain-llama-gqa-float32")
 SPARE = ("kv_cache/test_unwritten.py", "slots and spare-float32-static-spare-llama-gqa")
 DROPPED = ("kv_cache/test_unwritten.py", "slots and dropped-float32-static-spare-llama-gqa")
@@ -106,6 +111,64 @@ def slots_wrap_beyond_512() -> Iterator[None]:
         yield
 
 
+@fault("KV-2", *HALF, source="our own: one half precision for all caches", unseen="bfloat16 up to 65,504; float16")
+def bfloat16_is_cached_as_float16() -> Iterator[None]:
+    """What is half precision is kept in float16, whichever half it is: what is large in bfloat16 becomes infinite."""
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        return (k.half().to(k.dtype), v.half().to(v.dtype)) if k.dtype == torch.bfloat16 else (k, v)
+
+    with patches.written(change):
+        yield
+
+
+@fault("KV-2", *HALF, source="our own: a bit that is kept for a flag", unseen="keys; float32 and float16")
+def bfloat16_values_lose_a_bit() -> Iterator[None]:
+    """Values in bfloat16 lose the last bit of their significand."""
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        return k, (v.view(torch.int16) & -2).view(torch.bfloat16) if v.dtype == torch.bfloat16 else v
+
+    with patches.written(change):
+        yield
+
+
+@fault("KV-2", *DEEP, source="our own: a layer's index of 5 bits", unseen="32 layers and fewer; keys")
+def layers_wrap_beyond_32() -> Iterator[None]:
+    """Layer 32 + n is handed the values of layer n."""
+    given: dict[int, Tensor] = {}
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        given[layer] = v
+        return k, given.get(layer - 32, v)
+
+    with patches.written(change):
+        yield
+
+
+@fault("KV-2", *DEEP, source="our own: a head's index of 3 bits", unseen="8 key heads and fewer")
+def key_heads_wrap_beyond_8() -> Iterator[None]:
+    """Key head 8 + n stores what head n does."""
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        head = torch.arange(k.shape[1], device=k.device) % 8
+        return k[:, head], v[:, head]
+
+    with patches.written(change):
+        yield
+
+
+@fault("KV-2", *DEEP, source="our own: a row's index of 3 bits", unseen="8 rows and fewer; prompts; keys")
+def rows_wrap_beyond_8() -> Iterator[None]:
+    """While decoding, row 8 + n stores the value of row n."""
+
+    def change(cache: Any, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        return k, v[torch.arange(len(v), device=v.device) % 8] if v.shape[-2] == 1 else v
+
+    with patches.written(change):
+        yield
+
+
 @fault(
     "KV-3",
     *CHUNKS,
@@ -141,6 +204,45 @@ def chunk_loses_its_last_token() -> Iterator[None]:
         return update(layer, k, v, *args, **more)
 
     with patches.layers(change, *GROWING):
+        yield
+
+
+@contextmanager
+def _chunk(change: Callable[[Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
+    """Patch what `generate` feeds of a prompt that goes in by pieces, but the first. change(ids, keywords) -> ids."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.prepare_inputs_for_generation
+
+    @wraps(original)
+    def prepare(self: Any, ids: Tensor, *args: Any, **more: Any) -> Any:
+        cache, real = more.get("cache", more.get("past_key_values")), more.get("attention_mask")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past and real is not None and ids.shape[1] > 1 and past + ids.shape[1] == real.shape[1]:
+            ids = change(ids, more)
+        return original(self, ids, *args, **more)
+
+    with swapped(GenerationMixin, "prepare_inputs_for_generation", prepare):
+        yield
+
+
+@fault("KV-3", FILE, f"padded-7-{FED}-llama-gqa", source="our own: a slice of row 0", unseen="one row; the first chunk")
+def chunks_are_the_first_rows() -> Iterator[None]:
+    """`generate` feeds every row of a batch the first row's tokens from the second chunk on."""
+    with _chunk(lambda ids, more: ids[:1].expand_as(ids)):
+        yield
+
+
+@fault("KV-3", FILE, f"padded-7-{FED}-bigcode-mqa", source="our own: cache positions", unseen="no padding; RoPE")
+def chunks_count_padding_as_positions() -> Iterator[None]:
+    """`generate` numbers a padded row's tokens by slot from the second chunk on."""
+
+    def change(ids: Tensor, more: dict[str, Any]) -> Tensor:
+        end = more["attention_mask"].shape[1]
+        more["position_ids"] = torch.arange(end - ids.shape[1], end, device=ids.device).expand_as(ids)
+        return ids
+
+    with _chunk(change):
         yield
 
 
@@ -253,7 +355,6 @@ def queries_turn_after_the_cache_has_moved_on() -> Iterator[None]:
     """The cache's update moves the offset that queries then read: they are rotated by as many tokens too far."""
     from transformers.models.llama import modeling_llama
 
-    from suites.meta.faults import swapped
     from suites.meta.faults.positions import rotary
 
     moved: dict[str, Any] = {}

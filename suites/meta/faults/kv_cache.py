@@ -91,3 +91,20 @@ def one_old_token_is_overwritten() -> Iterator[None]:
 
     with swapped(DynamicLayer, "update", update):
         yield
+
+
+@fault(
+    "KV-1",
+    "kv_cache/test_decode.py",
+    "prompt-250-dynamic-plain-llama-gqa-bfloat16",
+    source="our own: a kernel for one token that casts all it is given",
+    unseen="fewer than 258 tokens; prompts; float32",
+)
+def positions_of_steps_are_bfloat16() -> Iterator[None]:
+    """A single token's position is cast to the model's dtype: in bfloat16, 257 is 256."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        return forward(module, x, positions.to(x.dtype) if positions.shape[-1] == 1 else positions)
+
+    with rotary(change):
+        yield
