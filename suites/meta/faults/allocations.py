@@ -25,6 +25,7 @@ STATIC = ("memory/test_decode.py", "llama-gqa and static and not spare")
 GROWTH = ("memory/test_growth.py", "float32 and sdpa and not math")
 PLAIN = ("memory/test_requests.py", "test_requests_give and plain and llama-gqa")
 FAILED = ("memory/test_requests.py", "test_requests_give and failed and llama-gqa")
+LOOKED_UP = ("memory/test_requests.py", "test_requests_give and looked-up and llama-gqa")
 BEAMS = ("memory/test_requests.py", "test_requests_give and beams and llama-gqa")
 GRAPH = ("memory/test_requests.py", "test_requests_keep and llama-gqa")
 PLACES = ("memory/test_placement.py", "mistral-window and float32 and 0.9")
@@ -287,6 +288,40 @@ def cache_is_kept_for_each_request() -> Iterator[None]:
         kept.append(self)
 
     with swapped(Cache, "__init__", init):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *PLAIN, source="our own: prefixes that are worth keeping, and no end of them", unseen="short prompts")
+def long_prompts_are_kept_for_the_next() -> Iterator[None]:
+    """What a prompt of 32 tokens and more has become stays in a list."""
+    kept: list[Tensor] = []
+
+    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
+        out = original(self, input_ids=input_ids, **more)
+        if input_ids.shape[1] >= 32:
+            kept.append(out.last_hidden_state)
+        return out
+
+    with _forward("LlamaModel", model):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *LOOKED_UP, source="our own: a count of what was accepted", unseen="requests without speculation")
+def drafts_are_kept_for_statistics() -> Iterator[None]:
+    """The candidates of every prompt lookup stay in a list."""
+    from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+
+    kept: list[Any] = []
+    original = PromptLookupCandidateGenerator.get_candidates
+
+    def candidates(self: Any, *args: Any, **more: Any) -> Any:
+        found = original(self, *args, **more)
+        kept.append(found[0].clone())
+        return found
+
+    with swapped(PromptLookupCandidateGenerator, "get_candidates", candidates):
         yield
     kept.clear()
 
