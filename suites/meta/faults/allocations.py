@@ -18,6 +18,7 @@ LOAD = ("memory/test_load.py", "test_load_leaves and llama-gqa and bfloat16")
 COUNT = ("memory/test_load.py", "test_parameters and llama-gqa and bnb-nf4")
 TIED = ("memory/test_load.py", "test_parameters and llama-gqa and bfloat16")
 POSITION = ("memory/test_prefill.py", "test_generate and llama-gqa and float32")
+CHUNK = ("memory/test_prefill.py", "test_generate and a_chunk and llama-gqa and float32")
 LOGITS = ("memory/test_prefill.py", "test_logits and llama-gqa and bfloat16")
 PROMPT = ("memory/test_prefill.py", "test_peak and llama-gqa")
 STEP = ("memory/test_decode.py", "llama-gqa and dynamic-plain")
@@ -119,6 +120,25 @@ def generate_computes_logits_for_every_position() -> Iterator[None]:
         yield
 
 
+@fault("MEM-12", *CHUNK, source="our own: an argument that one of two ways hands on", unseen="prompts in one piece")
+def chunks_compute_logits_for_every_position() -> Iterator[None]:
+    """Of a prompt that comes in chunks all positions have logits, and all but one are thrown away."""
+    inside: list[bool] = []
+
+    def chunked(original: Any, self: Any, *args: Any, **more: Any) -> Any:
+        inside.append(any(getattr(told, "prefill_chunk_size", None) for told in (*args, *more.values())))
+        try:
+            return original(self, *args, **more)
+        finally:
+            inside.pop()
+
+    def run(original: Any, self: Any, *args: Any, **more: Any) -> Any:
+        return original(self, *args, **more | ({"logits_to_keep": 0} if any(inside) else {}))
+
+    with _generating(chunked), _forward("LlamaForCausalLM", run):
+        yield
+
+
 @fault("MEM-12", *POSITION, source="our own: logits are computed again for a log", unseen="values, and memory")
 def head_runs_twice_a_step() -> Iterator[None]:
     """The head is called a second time for the same hidden states."""
@@ -130,6 +150,19 @@ def head_runs_twice_a_step() -> Iterator[None]:
 
     with _forward("LlamaForCausalLM", run):
         yield
+
+
+def _generating(run: Callable[..., Any]) -> Any:
+    """`generate`, as a function of the original."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.generate
+
+    @functools.wraps(original)
+    def generate(self: Any, *args: Any, **more: Any) -> Any:
+        return run(original, self, *args, **more)
+
+    return swapped(GenerationMixin, "generate", generate)
 
 
 def _answering(change: Callable[[Any], None]) -> Any:
