@@ -63,6 +63,22 @@ def test_generate_wants_the_logits_of_one_position(case, dtype, device, model, m
 @torch.no_grad()
 @DTYPES
 @pytest.mark.applies(tier=("standard",), real=(False,))
+def test_generate_wants_the_logits_of_one_position_a_chunk(case, dtype, device, model, make_ids, judge):
+    """MEM-12: `generate` MUST compute logits for the last position of a prompt alone, and once a step."""
+    seen, count = [], 3
+    head = model.get_output_embeddings()
+
+    with head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2])):
+        generated(model, make_ids(2, 40), count, prefill_chunk_size=16)
+
+    # transformers 4.57 leaves the last token of a prompt to the first step, so that there is a call more.
+    judge.exactly("most positions that have logits at once, of chunks of 16 tokens", max(seen), 1)
+    judge.exactly("the prompt came in chunks", len(seen) > count, True)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.applies(tier=("standard",), real=(False,))
 def test_logits_of_a_whole_prompt_take_their_own_bytes(case, dtype, device, model, make_ids, judge):
     """MEM-5: logits MUST take their own bytes in the model's dtype, with no copy in another on their way."""
     ids = make_ids(2, 128)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fixtures.allocations import allocations
-from fixtures.requests import COUNT, REQUESTS
+from fixtures.requests import COUNT, PROMPT, REQUESTS
 
 MANY = 4
 ENDINGS = pytest.mark.parametrize("ending", REQUESTS)
@@ -17,7 +17,7 @@ ENDINGS = pytest.mark.parametrize("ending", REQUESTS)
 @pytest.mark.applies(tier=("standard",), real=(False,))
 def test_requests_give_back_what_they_took(case, dtype, ending, device, model, make_ids, judge):
     """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
-    ids = make_ids(2, 24)
+    ids = make_ids(2, PROMPT)
     one, many = (_served(model, REQUESTS[ending], ids, count, device) for count in (1, MANY))
 
     judge.exactly(f"bytes that stay after {MANY} requests", many.kept, 0, unit="bytes")
@@ -31,7 +31,7 @@ def test_requests_on_quantized_weights_give_back_what_they_took(
 ):
     """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
     model = bench.shelf.quantized(case, quantizer, device)
-    ids = make_ids(2, 24)
+    ids = make_ids(2, PROMPT)
     one, many = (_served(model, REQUESTS[ending], ids, count, device) for count in (1, MANY))
 
     judge.exactly(f"bytes that stay after {MANY} requests", many.kept, 0, unit="bytes")
@@ -42,7 +42,7 @@ def test_requests_on_quantized_weights_give_back_what_they_took(
 @pytest.mark.applies(tier=("standard",), real=(False,))
 def test_requests_keep_no_graph(case, dtype, device, model, make_ids, judge):
     """MEM-10: a request MUST keep no autograd graph: nothing of it requires a gradient, and none costs memory."""
-    ids = make_ids(2, 24)
+    ids = make_ids(2, PROMPT)
     seen = []
     head = model.get_output_embeddings()
     with head.register_forward_hook(lambda module, args, out: seen.append(out.requires_grad)):

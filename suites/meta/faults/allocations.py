@@ -18,6 +18,7 @@ LOAD = ("memory/test_load.py", "test_load_leaves and llama-gqa and bfloat16")
 COUNT = ("memory/test_load.py", "test_parameters and llama-gqa and bnb-nf4")
 TIED = ("memory/test_load.py", "test_parameters and llama-gqa and bfloat16")
 POSITION = ("memory/test_prefill.py", "test_generate and llama-gqa and float32")
+CHUNK = ("memory/test_prefill.py", "test_generate and a_chunk and llama-gqa and float32")
 LOGITS = ("memory/test_prefill.py", "test_logits and llama-gqa and bfloat16")
 PROMPT = ("memory/test_prefill.py", "test_peak and llama-gqa")
 STEP = ("memory/test_decode.py", "llama-gqa and dynamic-plain")
@@ -25,6 +26,7 @@ STATIC = ("memory/test_decode.py", "llama-gqa and static and not spare")
 GROWTH = ("memory/test_growth.py", "float32 and sdpa and not math")
 PLAIN = ("memory/test_requests.py", "test_requests_give and plain and llama-gqa")
 FAILED = ("memory/test_requests.py", "test_requests_give and failed and llama-gqa")
+LOOKED_UP = ("memory/test_requests.py", "test_requests_give and looked-up and llama-gqa")
 BEAMS = ("memory/test_requests.py", "test_requests_give and beams and llama-gqa")
 GRAPH = ("memory/test_requests.py", "test_requests_keep and llama-gqa")
 PLACES = ("memory/test_placement.py", "mistral-window and float32 and 0.9")
@@ -118,6 +120,25 @@ def generate_computes_logits_for_every_position() -> Iterator[None]:
         yield
 
 
+@fault("MEM-12", *CHUNK, source="our own: an argument that one of two ways hands on", unseen="prompts in one piece")
+def chunks_compute_logits_for_every_position() -> Iterator[None]:
+    """Of a prompt that comes in chunks all positions have logits, and all but one are thrown away."""
+    inside: list[bool] = []
+
+    def chunked(original: Any, self: Any, *args: Any, **more: Any) -> Any:
+        inside.append(any(getattr(told, "prefill_chunk_size", None) for told in (*args, *more.values())))
+        try:
+            return original(self, *args, **more)
+        finally:
+            inside.pop()
+
+    def run(original: Any, self: Any, *args: Any, **more: Any) -> Any:
+        return original(self, *args, **more | ({"logits_to_keep": 0} if any(inside) else {}))
+
+    with _generating(chunked), _forward("LlamaForCausalLM", run):
+        yield
+
+
 @fault("MEM-12", *POSITION, source="our own: logits are computed again for a log", unseen="values, and memory")
 def head_runs_twice_a_step() -> Iterator[None]:
     """The head is called a second time for the same hidden states."""
@@ -129,6 +150,19 @@ def head_runs_twice_a_step() -> Iterator[None]:
 
     with _forward("LlamaForCausalLM", run):
         yield
+
+
+def _generating(run: Callable[..., Any]) -> Any:
+    """`generate`, as a function of the original."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.generate
+
+    @functools.wraps(original)
+    def generate(self: Any, *args: Any, **more: Any) -> Any:
+        return run(original, self, *args, **more)
+
+    return swapped(GenerationMixin, "generate", generate)
 
 
 def _answering(change: Callable[[Any], None]) -> Any:
@@ -287,6 +321,40 @@ def cache_is_kept_for_each_request() -> Iterator[None]:
         kept.append(self)
 
     with swapped(Cache, "__init__", init):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *PLAIN, source="our own: prefixes that are worth keeping, and no end of them", unseen="short prompts")
+def long_prompts_are_kept_for_the_next() -> Iterator[None]:
+    """What a prompt of 32 tokens and more has become stays in a list."""
+    kept: list[Tensor] = []
+
+    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
+        out = original(self, input_ids=input_ids, **more)
+        if input_ids.shape[1] >= 32:
+            kept.append(out.last_hidden_state)
+        return out
+
+    with _forward("LlamaModel", model):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *LOOKED_UP, source="our own: a count of what was accepted", unseen="requests without speculation")
+def drafts_are_kept_for_statistics() -> Iterator[None]:
+    """The candidates of every prompt lookup stay in a list."""
+    from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+
+    kept: list[Any] = []
+    original = PromptLookupCandidateGenerator.get_candidates
+
+    def candidates(self: Any, *args: Any, **more: Any) -> Any:
+        found = original(self, *args, **more)
+        kept.append(found[0].clone())
+        return found
+
+    with swapped(PromptLookupCandidateGenerator, "get_candidates", candidates):
         yield
     kept.clear()
 

@@ -90,6 +90,42 @@ def tokens_beyond_32_are_those_of_the_first_tile() -> Iterator[None]:
         yield
 
 
+@fault(
+    "QUANT-4",
+    FILE,
+    "dequantized and 8-bnb-nf4 and not wide",
+    source="our own: a kernel for decoding in batches with a tail loop of its own",
+    unseen="one token or two, and more than 30",
+)
+def a_few_tokens_lose_the_last_features() -> Iterator[None]:
+    """The kernel for 3 to 30 tokens leaves out the last 16 input features."""
+
+    def change(call: Any, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+        if 3 <= x.numel() // x.shape[-1] <= 30:
+            x = torch.cat([x[..., :-16], torch.zeros_like(x[..., -16:])], -1)
+        return call(x, weight, bias)
+
+    with four_bits(change):
+        yield
+
+
+@fault(
+    "QUANT-4",
+    FILE,
+    "dequantized and 1100 and bnb-nf4",
+    source="our own: an offset that the second launch is not told",
+    unseen="up to 1,024 tokens",
+)
+def tokens_beyond_1024_are_those_of_the_first_launch() -> Iterator[None]:
+    """More than 1,024 tokens are multiplied in two launches, and both read from the beginning."""
+
+    def change(call: Any, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+        return call(x[..., torch.arange(x.shape[-2], device=x.device) % 1024, :], weight, bias)
+
+    with four_bits(change):
+        yield
+
+
 @fault("QUANT-4", *NF4, source="our own: a fused kernel without an epilogue", unseen="layers without a bias")
 def bias_is_dropped() -> Iterator[None]:
     """The fused kernel does not add the bias."""
@@ -121,6 +157,25 @@ def outliers_are_left_out() -> Iterator[None]:
 
     def change(call: Any, x: Tensor, state: Any, bias: Any) -> Tensor:
         return call(x.masked_fill((x.abs() >= 6).flatten(0, -2).any(0), 0))
+
+    with eight_bits(change):
+        yield
+
+
+@fault(
+    "QUANT-4",
+    FILE,
+    "dequantized and bnb-int8 and not wide",
+    source="our own: outliers that are looked for once a call",
+    unseen="a single token, and features that are outliers in all tokens",
+)
+def outliers_are_those_of_the_first_token() -> Iterator[None]:
+    """A feature whose first token is below the threshold is rounded with the others, however large it becomes."""
+
+    def change(call: Any, x: Tensor, state: Any, bias: Any) -> Tensor:
+        outlier = x[..., :1, :].abs() >= 6
+        scale = x.masked_fill(outlier, 0).abs().amax(-1, keepdim=True) / 127
+        return call(torch.where(outlier, x, (x / scale).round() * scale))
 
     with eight_bits(change):
         yield

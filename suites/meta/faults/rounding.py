@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suites.meta.faults import fault, swapped
+from suites.meta.faults import after_loading, fault, swapped
 
 FILE = "quantization/test_rounding.py"
 FULL = ("--tier", "full")
@@ -18,6 +18,7 @@ NF4 = (FILE, "textbook and bnb-nf4 and outlier-rows")
 INT8 = (FILE, "textbook and bnb-int8 and outlier-rows")
 DOUBLE = (FILE, "textbook and magnitudes-bnb-nf4-double and not float16")
 INT4 = (FILE, "textbook and quanto-int4 and outlier-rows")
+LOADED = (FILE, "every_layer and {}-llama-gqa")
 
 
 def _quantizing(change: Callable[..., tuple[Tensor, Any]]) -> AbstractContextManager[None]:
@@ -241,3 +242,68 @@ def _affine(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Abstra
         return original(ctx, read)
 
     return swapped(qbits.QBitsDequantizer, "forward", staticmethod(forward))
+
+
+@fault(
+    "QUANT-3",
+    LOADED[0],
+    LOADED[1].format("bnb-nf4"),
+    source="our own: a shard that begins in the middle of a layer",
+    unseen="layers that are quantized alone, and a model's accuracy",
+)
+def scales_behind_a_shards_edge_are_the_neighbours() -> Iterator[None]:
+    """The last eighth of one layer's scales is shifted by a block when the model is loaded."""
+
+    def change(model: Any) -> None:
+        state = getattr(_last_down(model).weight, "quant_state", None)
+        if state is not None:
+            behind = state.absmax[-len(state.absmax) // 8 :]
+            behind.copy_(behind.roll(1))
+
+    with after_loading(change):
+        yield
+
+
+@fault(
+    "QUANT-3",
+    LOADED[0],
+    LOADED[1].format("bnb-int8"),
+    source="our own: a scale that was fused into one layer twice",
+    unseen="layers that are quantized alone, and a model's accuracy",
+)
+def scales_of_one_loaded_layer_are_too_large() -> Iterator[None]:
+    """Every scale of one layer of a loaded model is 5 % too large."""
+
+    def change(model: Any) -> None:
+        scale = getattr(_last_down(model).weight, "SCB", None)
+        if scale is not None:
+            scale.mul_(1.05)
+
+    with after_loading(change):
+        yield
+
+
+@fault(
+    "QUANT-3",
+    LOADED[0],
+    LOADED[1].format("bnb-nf4"),
+    source="our own: a loader that casts to the dtype of most checkpoints",
+    unseen="layers that are quantized alone, and checkpoints in bfloat16",
+)
+def checkpoint_is_cast_before_it_is_rounded() -> Iterator[None]:
+    """A float32 checkpoint is cast to bfloat16 on its way, and codes are made of what is left."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.from_pretrained.__func__
+
+    def from_pretrained(cls: Any, *args: Any, **more: Any) -> Any:
+        with _quantizing(lambda call, weight, **how: call(weight.to(torch.bfloat16).to(weight.dtype), **how)):
+            return original(cls, *args, **more)
+
+    with swapped(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)):
+        yield
+
+
+def _last_down(model: Any) -> Any:
+    """The last layer's down projection, of a Llama."""
+    return model.model.layers[-1].mlp.down_proj
