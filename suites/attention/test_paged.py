@@ -8,9 +8,9 @@ from fixtures.questions import Traffic
 TRAFFIC = [
     Traffic("fits", lengths=(5, 33), count=12),
     # longer than a page, which has 256 tokens: alone, and with a beginning that all share, of less than a page or more
-    Traffic("two-pages", lengths=(300, 5), count=4),
-    Traffic("alike-200", lengths=(300, 290), count=4, alike=200),
-    Traffic("alike-270", lengths=(300, 290), count=4, alike=270),
+    Traffic("two-pages", lengths=(300, 5), count=12),
+    Traffic("alike-200", lengths=(300, 290), count=12, alike=200),
+    Traffic("alike-270", lengths=(300, 290), count=12, alike=270),
     Traffic("splits-a-prompt", lengths=(33, 6, 90, 3), count=12),  # more than the tokens that go in at once
 ]
 
