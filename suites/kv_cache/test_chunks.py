@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import GenerationMixin
 
 from fixtures.decoding import decode, padded_left
 from fixtures.generation import generated, using
@@ -51,10 +50,7 @@ def test_any_split_is_as_accurate_as_whole(case, kv_cache, dtype, device, model,
 
 
 # How many tokens go in at once, and how long the prompts are: the shorter one of two is padded on the left.
-PROMPTS = {"size-7": (7, (75,)), "size-64": (64, (75,))}
-# transformers 4.57 numbers what goes in by pieces by slot, padding too, and what follows without it: it is not asked.
-if hasattr(GenerationMixin, "_prepare_position_ids_for_generation"):
-    PROMPTS["padded-7"] = (7, (75, 40))
+PROMPTS = {"size-7": (7, (75,)), "size-64": (64, (75,)), "padded-7": (7, (75, 40))}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=
 # Tokens of each of the 48 documents: 48 × 63 predictions.
 LENGTH = 64
 
-# Of so many changed choices that are expected fewer than half come in one run of five hundred; of a few, in every tenth.
+# Where so many changed choices are due fewer than half of them come in one run of 500; where a few are, in every tenth.
 ENOUGH = 20
 
 # How each metric is held: its ideal, and the names of its lowest and its highest allowed value.
