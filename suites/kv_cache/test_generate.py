@@ -39,8 +39,8 @@ CORE = pytest.mark.applies(tier=("standard",))
 
 @torch.no_grad()
 @DTYPES
-# A prompt as long as a step, and one from which 128 tokens are left behind.
-@pytest.mark.parametrize("length", [1, 125], ids=["from-1", "from-125"])
+# A prompt as long as a step, one from which 128 tokens are left behind, and one that is longer.
+@pytest.mark.parametrize("length", [1, 125, 131], ids=["from-1", "from-125", "from-131"])
 @pytest.mark.applies(real=(False,), tier=("standard",))
 def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, model, make_ids, truth, judge):
     """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""

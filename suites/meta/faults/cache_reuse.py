@@ -221,6 +221,27 @@ def generated_positions_are_int8() -> Iterator[None]:
         yield
 
 
+@fault(
+    "KV-14",
+    "kv_cache/test_generate.py",
+    "from-131-float32-dynamic-plain-llama-gqa",
+    source="our own: a mask that is summed in its own dtype",
+    unseen="prompts of 128 tokens and fewer",
+)
+def a_prompts_positions_are_int8() -> Iterator[None]:
+    """`generate` numbers a prompt in 8 bits and counts on from there: token 128 stands at -128."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin._prepare_position_ids_for_generation
+
+    @wraps(original)
+    def prepare(self: Any, *args: Any, **more: Any) -> Tensor:
+        return original(self, *args, **more).to(torch.int8).long()
+
+    with swapped(GenerationMixin, "_prepare_position_ids_for_generation", prepare):
+        yield
+
+
 @fault("KV-15", *DRAFTS, source="our own: a slice from the wrong end", unseen="all drafts accepted")
 def refused_drafts_leave_a_token() -> Iterator[None]:
     """Where drafts are refused, values lose their oldest tokens and keys their newest."""
