@@ -5,7 +5,7 @@ import torch
 
 from fixtures.beams import beam_search
 from fixtures.caching import operate
-from fixtures.decoding import decode
+from fixtures.decoding import decode, padded_left
 from fixtures.generation import follower, generated, using
 from fixtures.questions import Usage
 
@@ -42,10 +42,12 @@ def test_cache_follows_the_beams(case, kv_cache, dtype, usage, device, model, ma
 @pytest.mark.applies(real=(False,), tier=("standard",))
 def test_beam_search_finds_what_recomputing_finds(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
     """KV-9: beam search on a cache MUST find the sequence that a search finds which recomputes all, ties aside."""
-    beams, count, prompts = 3, 8, make_ids(batch=2, length=21)
+    beams, count, (longer, shorter) = 3, 8, make_ids(batch=2, length=21)
+    prompts = [longer, shorter[:14]]
+    ids, real = padded_left(prompts)
     how = using(model, kv_cache, 21 + count, rows=len(prompts) * beams)
 
-    found = generated(model, prompts, count, num_beams=beams, **how)
+    found = generated(model, ids, count, real, num_beams=beams, **how)
 
     for prompt, tokens in zip(prompts, found, strict=True):
         wanted = beam_search(follower(truth, model, torch.float64), prompt, beams, count)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fixtures.decoding import handing
+from fixtures.decoding import handing, padded_left
 from fixtures.generation import drafting, generated, loop, using
 from fixtures.questions import Usage
 
@@ -51,6 +51,32 @@ def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, m
     whole = torch.cat([prompt, tokens], 1)
     golden, reference = (truth(model, whole, d)[0, length - 1 : -1] for d in (torch.float64, dtype))
     judge.ranked_first(tokens[0].tolist(), reference, golden, what=f"after {length}")
+
+
+def cut(tokens, end, length):
+    """An answer that stops at the first `end`, with zeros behind it."""
+    stop = tokens.index(end) + 1 if end in tokens else len(tokens)
+    return tokens[:stop] + [0] * (length - stop)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_an_answer_ends_with_its_end(case, kv_cache, dtype, device, model, make_ids, judge):
+    """KV-24: an answer MUST end with the token that ends it, and other rows MUST go on as they do without an end."""
+    longer, shorter = make_ids(batch=2, length=PROMPT)
+    ids, real = padded_left([longer, shorter[:14]])
+
+    def ask(**how):
+        return generated(model, ids, COUNT, real, **how, **using(model, kv_cache, PROMPT + COUNT, rows=2)).tolist()
+
+    free = ask()
+    end = free[0][3]
+    ended = ask(eos_token_id=end)
+
+    length = max(row.index(end) + 1 if end in row else COUNT for row in free)
+    judge.exactly("answers", str(ended), str([cut(row, end, length) for row in free]))
+    judge.exactly("an answer is cut", str(ended[0] == free[0]), "False")
 
 
 SPECULATE = frozenset({"exact", "speculate"})

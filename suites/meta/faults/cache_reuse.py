@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from inspect import signature
 from typing import Any
@@ -19,6 +19,7 @@ SECOND = ("kv_cache/test_reuse.py", "as-long-float32-dynamic-plain-llama-gqa")
 PREFIX = ("kv_cache/test_reuse.py", "prefix-float32-static-spare-llama-gqa")
 CHAT = ("kv_cache/test_reuse.py", "turns-float32-dynamic-plain-llama-gqa")
 GREEDY = ("kv_cache/test_generate.py", "greedy and dynamic-plain-llama-gqa")
+ENDS = ("kv_cache/test_generate.py", "ends_with_its_end and dynamic-plain-llama-gqa")
 DRAFTS = ("kv_cache/test_generate.py", "speculation and dynamic-plain-llama-gqa")
 GROWING = ("DynamicLayer",)
 
@@ -239,6 +240,33 @@ def a_prompts_positions_are_int8() -> Iterator[None]:
         return original(self, *args, **more).to(torch.int8).long()
 
     with swapped(GenerationMixin, "_prepare_position_ids_for_generation", prepare):
+        yield
+
+
+def _ends(change: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+    """change(which rows end `(rows,)`) -> which rows end."""
+    from transformers.generation.stopping_criteria import EosTokenCriteria
+
+    original = EosTokenCriteria.__call__
+    return swapped(EosTokenCriteria, "__call__", lambda self, *args, **more: change(original(self, *args, **more)))
+
+
+@fault(
+    "KV-24",
+    *ENDS,
+    source="our own: an end that is compared on another device, and lost",
+    unseen="answers cut by length",
+)
+def end_of_text_ends_nothing() -> Iterator[None]:
+    """The token that ends a text is a token like any other."""
+    with _ends(torch.zeros_like):
+        yield
+
+
+@fault("KV-24", *ENDS, source="our own: any() for all()", unseen="one row, or rows that end together")
+def first_end_ends_all_rows() -> Iterator[None]:
+    """Where one row ends, all do."""
+    with _ends(lambda ends: ends | ends.any()):
         yield
 
 

@@ -205,6 +205,26 @@ def beams_are_reordered_a_step_late() -> Iterator[None]:
         yield
 
 
+@fault(
+    "KV-9", *SEARCH, source="our own: tile for repeat_interleave", unseen="prompts of one length; one prompt; one beam"
+)
+def masks_of_prompts_are_tiled_over_their_beams() -> Iterator[None]:
+    """Prompts are repeated for their beams (p0 p0 p1 p1), their masks tiled (p0 p1 p0 p1)."""
+    from transformers import GenerationMixin
+
+    original = vars(GenerationMixin)["_expand_inputs_for_generation"]  # a static method in 4.57
+
+    def expand(self: Any, **more: Any) -> Any:
+        ids, found = original.__get__(self, type(self))(**more)
+        mask, beams = found.get("attention_mask"), more.get("expand_size", 1)
+        if mask is not None and beams > 1:
+            found["attention_mask"] = mask.unflatten(0, (-1, beams)).transpose(0, 1).flatten(0, 1)
+        return ids, found
+
+    with swapped(GenerationMixin, "_expand_inputs_for_generation", expand):
+        yield
+
+
 @fault("KV-9", *SEARCH, source="our own: indices without their prompt's offset", unseen="one prompt; one beam")
 def beams_go_on_from_the_first_prompts() -> Iterator[None]:
     """In a batch of prompts each beam goes on from the cached history of the first prompt's beam of its number."""
