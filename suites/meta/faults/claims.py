@@ -26,7 +26,7 @@ NF4 = claim("weight bytes", dtype="bfloat16", quantizer="bnb-nf4", at_most="2.89
 LONG = claim("added memory", dtype="bfloat16", context=800, at_most="8 MB")
 CACHE = claim("kv bytes per token", dtype="bfloat16", equals="512 B")
 AGREES = claim("top-1 agreement", quantizer="bfloat16", context=8, at_least="80 %")
-FUSED = claim("speed ratio", attention="sdpa", context=800, phase="prefill", at_least=0.7) + (
+FUSED = claim("speed ratio", attention="sdpa", context=800, phase="prefill", at_least=0.4) + (
     'against = { attention = "eager" }\n'
 )
 FLAT = claim("speed ratio", context=600, new_tokens=4, phase="decode", at_least=0.15) + "against = { context = 40 }\n"
@@ -200,7 +200,7 @@ def fused_attention_is_slow() -> Iterator[None]:
     """Fused attention takes many times as long as it needs."""
 
     def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
-        for _ in range(12 if q.device.type == "cpu" else 200):  # on a GPU a few calls hide behind launches
+        for _ in range(100 if q.device.type == "cpu" else 200):  # on a GPU a few calls hide behind launches
             call(q, k, v, **more)
         return call(q, k, v, **more)
 
