@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=
 # Tokens of each of the 48 documents: 48 × 63 predictions.
 LENGTH = 64
 
-# Where so many changed choices are due fewer than half of them come in one run of 500; where a few are, in every tenth.
+# Where so many changed choices are due, fewer than 1 in 2.3 of them come in one run of 500 by chance (Poisson); where 4
+# are, in one run of 11.
 ENOUGH = 20
 
 # How each metric is held: its ideal, and the names of its lowest and its highest allowed value.
