@@ -53,10 +53,10 @@ def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, m
     judge.ranked_first(tokens[0].tolist(), reference, golden, what=f"after {length}")
 
 
-def cut(tokens, end, length):
-    """An answer that stops at the first `end`, with zeros behind it."""
-    stop = tokens.index(end) + 1 if end in tokens else len(tokens)
-    return tokens[:stop] + [0] * (length - stop)
+def cut(answers, ends, pad):
+    """Each answer to the first of `ends`, and padded to the longest."""
+    stops = [next((n for n, token in enumerate(row, 1) if token in ends), len(row)) for row in answers]
+    return [row[:stop] + [pad] * (max(stops) - stop) for row, stop in zip(answers, stops, strict=True)]
 
 
 @torch.no_grad()
@@ -71,12 +71,13 @@ def test_an_answer_ends_with_its_end(case, kv_cache, dtype, device, model, make_
         return generated(model, ids, COUNT, real, **how, **using(model, kv_cache, PROMPT + COUNT, rows=2)).tolist()
 
     free = ask()
-    end = free[0][3]
-    ended = ask(eos_token_id=end)
-
-    length = max(row.index(end) + 1 if end in row else COUNT for row in free)
-    judge.exactly("answers", str(ended), str([cut(row, end, length) for row in free]))
-    judge.exactly("an answer is cut", str(ended[0] == free[0]), "False")
+    pad = min(set(range(2 * COUNT + 1)).difference(*free))  # no token of the answers, so that a cut shows
+    of_one, of_other = free[0][3], free[1][6]
+    # Chat models have several: the end of a turn, and the end of text.
+    for what, ends in {"one end": [of_one], "two ends": [of_other, of_one]}.items():
+        ended = ask(eos_token_id=ends, pad_token_id=pad)
+        judge.exactly(f"{what}: answers", str(ended), str(cut(free, ends, pad)))
+        judge.exactly(f"{what}: an answer is cut", str(ended[0] == free[0]), "False")
 
 
 SPECULATE = frozenset({"exact", "speculate"})

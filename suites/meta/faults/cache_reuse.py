@@ -270,6 +270,21 @@ def first_end_ends_all_rows() -> Iterator[None]:
         yield
 
 
+@fault(
+    "KV-24",
+    *ENDS,
+    source="https://github.com/turboderp-org/exllamav2/issues/803",
+    unseen="models whose texts end in one way",
+)
+def only_the_first_of_several_ends_counts() -> Iterator[None]:
+    """Of the tokens that end a text, a turn's end and the text's, one is looked for."""
+    from transformers.generation.stopping_criteria import EosTokenCriteria
+
+    original = EosTokenCriteria.__init__
+    with swapped(EosTokenCriteria, "__init__", lambda self, eos_token_id: original(self, eos_token_id[:1])):
+        yield
+
+
 @fault("KV-15", *DRAFTS, source="our own: a slice from the wrong end", unseen="all drafts accepted")
 def refused_drafts_leave_a_token() -> Iterator[None]:
     """Where drafts are refused, values lose their oldest tokens and keys their newest."""
