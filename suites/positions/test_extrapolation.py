@@ -9,6 +9,7 @@ import pytest
 from fixtures.checkpoints import LONGEST, TRAINED
 from fixtures.references import Length, allowed
 
+pytestmark = pytest.mark.takes_minutes
 BEYOND = [Length(TRAINED * 2, tier="full"), Length(TRAINED * 4, tier="full"), Length(LONGEST)]
 ONE_AND_A_HALF = Length(TRAINED * 3 // 2)
 
@@ -23,7 +24,6 @@ def test_an_encoding_that_extrapolates_holds_its_loss(reference, context, device
     judge.interval("nats a byte more than at 128", grown, ideal=0, high=allowed()["reference"]["grown"][reference])
 
 
-@pytest.mark.takes_minutes
 @pytest.mark.parametrize(
     ("reference", "context"),
     [("rope-yarn-untrained", Length(LONGEST)), ("rope-dynamic-untrained", Length(TRAINED * 4, tier="full"))],
