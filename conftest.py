@@ -75,7 +75,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if told := getattr(config, "workerinput", {}):
         environment.tell(pickle.loads(told["environment"]))
     try:
-        bench = config.stash[BENCH] = assemble(config.pluginmanager, option, now.date())
+        known = pickle.loads(told["release"]) if told else None
+        bench = config.stash[BENCH] = assemble(config.pluginmanager, option, now.date(), known)
         source = option.policy or policy.DEFAULT
         sets = policy.read(source)
         asked = option.require.split(",") if option.require else ()

@@ -124,6 +124,7 @@ class Controller:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         node.workerinput["environment"] = pickle.dumps(self.bench.environment)
+        node.workerinput["release"] = pickle.dumps(self.bench.served.release)
         node.workerinput["judged"] = sorted(self.run.judged)
         node.workerinput["last_words"] = str(self._last_words(node))
 

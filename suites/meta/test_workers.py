@@ -23,6 +23,12 @@ HANGS = '''
         import ctypes
         ctypes.PyDLL(None).sleep(60)  # and holds the interpreter
 '''
+READS = '''
+    def test_reads(judge):
+        """TEST-4: a worker MUST NOT read the weights through, which may take minutes."""
+        from fixtures import served
+        judge.exactly("files of weights read here", served._gguf.cache_info().misses, 0)
+'''
 GPU = [SimpleNamespace(name="H100"), SimpleNamespace(name="H100"), SimpleNamespace(name="A2")]
 
 
@@ -56,6 +62,11 @@ def test_two_workers_come_to_what_one_process_comes_to(conformance):
     assert two.verdict == one.verdict
     assert {r.check: r.outcome for r in two.records} == {r.check: r.outcome for r in one.records}
     assert [r.environment for r in two.records] == [r.environment for r in one.records]
+
+
+def test_the_served_model_is_read_by_one_process(verdict_of):
+    assert verdict_of([READS], "", "-n2").code == 0
+    assert verdict_of([READS]).code == 1
 
 
 def test_what_measures_time_is_refused_in_workers(verdict_of, monkeypatch):
