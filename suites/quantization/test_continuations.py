@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fixtures.continuations import LONGEST, SHORTEST, partings
+from fixtures.continuations import LONGER, SHORTER, partings
 
 # The architectures of tier full are tried under attention so far.
 pytestmark = [pytest.mark.applies(tier=("standard",)), pytest.mark.applies(real=(True,)), pytest.mark.takes_minutes]
@@ -25,4 +25,4 @@ def test_greedy_continuations_part_where_noise_explains_it(case, quantizer, devi
     judge.evidence["parted at an end"] = [p.prompt for p in found if p.ends]
     judge.at_most("largest margin at a parting ÷ noise", max(p.surprise for p in found), quantizer.formed(device))
     same = [p for p in found if p.after is None and not p.keeps_length]
-    judge.exactly(f"lengths outside {SHORTEST} … {LONGEST} that no parting explains", len(same), 0)
+    judge.exactly(f"lengths outside {SHORTER} … {LONGER} that no parting explains", len(same), 0)
