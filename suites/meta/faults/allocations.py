@@ -26,6 +26,7 @@ STATIC = ("memory/test_decode.py", "llama-gqa and static and not spare")
 GROWTH = ("memory/test_growth.py", "float32 and sdpa and not math")
 PLAIN = ("memory/test_requests.py", "test_requests_give and plain and llama-gqa")
 FAILED = ("memory/test_requests.py", "test_requests_give and failed and llama-gqa")
+OBJECTS = ("memory/test_requests.py", "leave_no_objects and plain")
 LOOKED_UP = ("memory/test_requests.py", "test_requests_give and looked-up and llama-gqa")
 BEAMS = ("memory/test_requests.py", "test_requests_give and beams and llama-gqa")
 GRAPH = ("memory/test_requests.py", "test_requests_keep and llama-gqa")
@@ -389,6 +390,40 @@ def beams_keep_their_order() -> Iterator[None]:
         original(self, beam_idx)
 
     with swapped(DynamicLayer, "reorder_cache", reorder):
+        yield
+    kept.clear()
+
+
+@fault(
+    "MEM-9",
+    *OBJECTS,
+    source="https://github.com/vllm-project/vllm/issues/28726",
+    unseen="tensors, and caches of prompts that have an end",
+)
+def prompts_are_kept_as_lists() -> Iterator[None]:
+    """The tokens of every request are logged, as lists of numbers."""
+    kept: list[Any] = []
+
+    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
+        kept.append(input_ids.tolist())
+        return original(self, input_ids=input_ids, **more)
+
+    with _forward("LlamaModel", model):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *OBJECTS, source="our own: numbers for a plot that nobody draws", unseen="tensors")
+def distributions_are_kept_in_numpy() -> Iterator[None]:
+    """The hidden state of every step is kept for statistics, as an array of numpy's."""
+    kept: list[Any] = []
+
+    def model(original: Any, self: Any, **more: Any) -> Any:
+        out = original(self, **more)
+        kept.append(out.last_hidden_state[:, -1].detach().cpu().float().numpy().copy())
+        return out
+
+    with _forward("LlamaModel", model):
         yield
     kept.clear()
 
