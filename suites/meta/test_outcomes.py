@@ -89,6 +89,36 @@ def test_outcome(verdict_of, checks, verdict, code):
     assert found.code == code
 
 
+UNDECIDED = """
+    SEEN = []
+
+    def test_draws(judge, draw):
+        '''TEST-1: one MUST be one.'''
+        from fixtures.judgement import Undecided
+
+        SEEN.append(torch.rand(1, generator=draw).item())
+        if len(SEEN) < {draws}:
+            judge.exactly("of inputs that are given up", 1, 2)
+            raise Undecided
+        judge.exactly("inputs", len(set(SEEN)), {draws})
+"""
+
+
+def test_inputs_whose_truth_is_undecided_are_drawn_again(verdict_of):
+    found = verdict_of([UNDECIDED.format(draws=3)])
+
+    assert found.code == 0, found.printed
+    assert found.records[0].evidence["drawn again"] == 2
+    assert [j["quantity"] for j in found.records[0].judgements] == ["inputs"]
+
+
+def test_truth_that_stays_undecided_is_inconclusive(verdict_of):
+    found = verdict_of([PASSES, UNDECIDED.format(draws=100)])
+
+    assert "1 inconclusive" in found.verdict, found.printed
+    assert found.code == 6
+
+
 def test_what_was_measured_before_a_run_stops_is_kept(verdict_of):
     stop = '''
     def test_stops(judge):

@@ -1,11 +1,16 @@
 """What attention is held against does not hang on the order in which one plain reference happened to sum."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from fixtures import distances
 from fixtures.inputs import generator
+from fixtures.judgement import Undecided
+from fixtures.models import SMALL, seeded_model
 from fixtures.oracles.attention import attention
+from fixtures.shelf import Shelf
 from fixtures.yardstick import yardstick
 
 # Scores of standard deviation 16: softmax is nearly a choice.
@@ -52,3 +57,16 @@ def test_half_precision_is_held_against_one_plain_reference(dtype):
 
     assert torch.equal(reference, attention(q, k, v, bias=bias, **SHARP))
     assert torch.equal(golden, attention(*(t.double() for t in (q, k, v)), bias=bias.double(), **SHARP))
+
+
+def test_a_text_of_which_rounding_chooses_the_expert_is_undecided():
+    architecture, config, _ = SMALL["mixtral-experts"]
+    model = seeded_model(architecture, config, seed=0)
+    case, ids = SimpleNamespace(name="mixtral-experts", real=False), torch.arange(20)[None]
+    golden = Shelf().logits(case, model, ids, torch.float64)
+    router = next(p for name, p in model.named_parameters() if name.endswith("gate.weight"))
+    router.data[:] = router[0].clone()  # every expert has the same score
+
+    assert golden.isfinite().all()
+    with pytest.raises(Undecided):
+        Shelf().logits(case, model, ids, torch.float64)
