@@ -21,7 +21,7 @@ from fixtures.tokenizing import tokenize, tokenizer_of
 from suites import checks, collection
 from suites.collection import bench_of, is_real
 
-# How often inputs are drawn at most, until the truth about them hangs on no rounding: 8 times were enough for 448 checks.
+# Inputs are drawn so often at most, until the truth about them hangs on no rounding: 448 checks needed 8 at most.
 DRAWS = 20
 
 # Hooks: which checks there are, and which of them are unverified before they begin.
