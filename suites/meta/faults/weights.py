@@ -10,7 +10,7 @@ import torch
 from suites.meta.faults import after_loading, fault, swapped
 
 FULL = ("--tier", "full")
-SERVED = ("weights/test_release.py", "float32")
+SERVED = ("weights/test_release.py", "served and float32")
 
 
 @fault("WEIGHTS-1", *SERVED, source="https://github.com/paiml/aprender/issues/555", unseen="tokens that miss the row")
