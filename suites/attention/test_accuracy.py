@@ -32,6 +32,11 @@ PROBLEMS = [
     Problem("gqa-2048-full", 2, 1, 2048, head_dim=128, causal=False, tier="full"),
     # a prompt that continues a cache: the last query sees the last key
     Problem("decode-257", 4, 2, 257, queries=1, batch=2),
+    # A step has kernels of its own: with as many heads, groups, features and sequences as a large model's, with a scale
+    # and with a soft-cap that are not the default, and with so many keys that they are split
+    Problem("decode-heads-85-rows-17", 85, 17, 10, head_dim=128, queries=1, batch=17),
+    Problem("decode-scale-1000", 4, 2, 1000, queries=1, scale=0.3),
+    Problem("decode-softcap-129", 4, 2, 129, queries=1, softcap=5.0, spread=4.0),
     Problem("chunk-4-of-400", 4, 2, 400, queries=4),  # a few drafted tokens: kernels may split the keys, as for one
     Problem("chunk-33-of-100", 4, 2, 100, queries=33, compiled=True),
     Problem("chunk-64-of-1000", 4, 1, 1000, queries=64, head_dim=128),

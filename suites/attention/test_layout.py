@@ -21,6 +21,13 @@ def fused(q, k, v):
     return q, *(t.transpose(1, 2) for t in buffer.split([k.shape[1], v.shape[1]], 2))
 
 
+def head_by_head(q, k, v):
+    """What belongs to a head lies together, token by token, as NeoX's and Falcon's fused projections leave it."""
+    return tuple(
+        torch.cat([t, t], -1).transpose(1, 2).contiguous()[..., : t.shape[-1]].transpose(1, 2) for t in (q, k, v)
+    )
+
+
 def mixed_strides(q, k, v):
     """Keys lie by head, values by token."""
     return q, k, v.transpose(1, 2).contiguous().transpose(1, 2)
@@ -48,7 +55,7 @@ def one_row_for_all(q, k, v):
     return q, *(t[:1].expand(q.shape[0], -1, -1, -1) for t in (k, v))
 
 
-LAYOUTS = [heads_last, fused, mixed_strides, longer_cache, offset, one_head_for_all, one_row_for_all]
+LAYOUTS = [heads_last, fused, head_by_head, mixed_strides, longer_cache, offset, one_head_for_all, one_row_for_all]
 PROBLEMS = [
     Problem("causal-100", 4, 4, 100, batch=2),
     Problem("gqa-129", 4, 2, 129, head_dim=128, batch=2),

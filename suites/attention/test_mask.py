@@ -74,6 +74,9 @@ def late(p, query, key):
 MASKS = [
     (Problem("left-padding", 4, 2, 49, batch=3, takes=frozenset({"mask"}), compiled=True), left_padding),
     (Problem("left-padding-decode", 4, 2, 49, batch=3, queries=1, takes=frozenset({"mask"})), left_padding),
+    # more queries, and more keys of a step, than a tile of a mask has
+    (Problem("left-padding-530", 1, 1, 530, head_dim=128, batch=2, takes=frozenset({"mask"})), left_padding),
+    (Problem("left-padding-decode-530", 4, 2, 530, batch=3, queries=1, takes=frozenset({"mask"})), left_padding),
     (Problem("right-padding", 4, 4, 49, batch=3, takes=frozenset({"mask"})), right_padding),
     (Problem("packed", 4, 2, 49, takes=frozenset({"mask"})), packed),
     (Problem("prefix-lm", 4, 4, 49, takes=frozenset({"mask"})), prefix),

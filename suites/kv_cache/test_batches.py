@@ -23,7 +23,7 @@ def _in_pieces(width: int) -> tuple[int, ...]:
 ROWS = {
     "left-padded": (LENGTHS, (max(LENGTHS), *[1] * STEPS)),
     "sorted": ((5, 20, 33), _in_pieces(33)),
-    "lone": ((21,), _in_pieces(32)),
+    "lone": ((21,), _in_pieces(160)),  # by more slots than seven bits count
     "bucket": ((33, 20), _in_pieces(40)),
 }
 PADDED = [

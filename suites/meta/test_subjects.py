@@ -149,7 +149,7 @@ def test_without_the_model_the_checks_about_it_are_unverified(conformance, monke
 
     monkeypatch.setattr(served.util, "find_spec", lambda name: None)
     logits = conformance("suites/attention/test_model_logits.py", "-k", "served")
-    found = conformance("suites/weights")
+    found = conformance("suites/weights", "-k", "served")
 
     assert {r.outcome for r in logits.records} == {"unverified"}, logits.printed
     assert found.verdict.startswith("unverified:"), found.printed

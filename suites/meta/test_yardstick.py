@@ -62,7 +62,7 @@ def test_half_precision_is_held_against_one_plain_reference(dtype):
 def test_a_text_of_which_rounding_chooses_the_expert_is_undecided():
     architecture, config, _ = SMALL["mixtral-experts"]
     model = seeded_model(architecture, config, seed=0)
-    case, ids = SimpleNamespace(name="mixtral-experts", real=False), torch.arange(20)[None]
+    case, ids = SimpleNamespace(name="mixtral-experts", real=False, config=None), torch.arange(20)[None]
     golden = Shelf().logits(case, model, ids, torch.float64)
     router = next(p for name, p in model.named_parameters() if name.endswith("gate.weight"))
     router.data[:] = router[0].clone()  # every expert has the same score

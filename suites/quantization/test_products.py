@@ -15,7 +15,7 @@ pytestmark = pytest.mark.applies(layers=(True,))
 def test_products_are_those_of_the_dequantized_weights(layer, tokens, quantizer, device, draw, judge):
     """QUANT-4: a quantized layer's output MUST be as close to float64 as plain arithmetic on its own weights is."""
     weight, bias = layers.weights(layer, quantizer, draw)
-    x = layers.activations(layer, tokens, draw).to(device)
+    x = layers.activations(layer, tokens, draw).to(device, quantizer.dtype)
     module = quantizer.layer(weight, bias, device)
     dense, multiply = quantizer.dense(module), SCHEMES[quantizer.scheme].multiply
     formed = quantizer.formed(device)
@@ -24,7 +24,7 @@ def test_products_are_those_of_the_dequantized_weights(layer, tokens, quantizer,
     # Exact, so that a feature of small weights counts as much as one of large ones.
     even = layers.magnitudes(dense)
 
-    candidate = module(x.to(quantizer.dtype)).to(formed)
+    candidate = module(layers.laid_out(x)).reshape(1, tokens, -1).to(formed)
     reference = multiply(x.to(formed), dense.to(formed)) + added.to(device, formed)
     golden = multiply(x.double(), dense.double()) + added.to(device).double()
 

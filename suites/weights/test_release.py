@@ -5,15 +5,25 @@ import torch
 
 from fixtures import release
 
-# The architectures of tier full are tried under attention so far.
-pytestmark = pytest.mark.applies(tier=("standard",))
-
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.applies(real=(True,))
 def test_served_weights_are_the_released_ones(case, dtype, device, model, judge):
     """WEIGHTS-1: every tensor in memory MUST equal the released file's, bit for bit after the declared conversion."""
+    _compared(case, dtype, model, judge)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("made", ["as-drawn"])
+@pytest.mark.applies(real=(False,))
+def test_weights_of_each_architecture_are_the_released_ones(case, made, dtype, device, model, judge):
+    """WEIGHTS-1: every tensor in memory MUST equal the released file's, bit for bit after the declared conversion."""
+    _compared(case, dtype, model, judge)
+
+
+def _compared(case, dtype, model, judge):
     state = model.state_dict()
     released, different = set(), []
     for name, value in release.tensors((case.released or case.checkpoint)(), model):

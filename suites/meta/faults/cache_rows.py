@@ -88,6 +88,23 @@ def lone_row_sees_its_padding() -> Iterator[None]:
         yield
 
 
+@fault("KV-4", *LONE, source="our own: a count of seven bits", unseen="rows padded by up to 127 slots")
+def padding_wraps_beyond_127() -> Iterator[None]:
+    """How many slots of a row are padding is counted modulo 128, and the last of them are seen."""
+
+    def change(build: Any, keywords: dict[str, Any]) -> Any:
+        real = keywords.get("attention_mask")
+        if real is None or real.all():
+            return build(**keywords)
+        padded = (real.cumsum(1) == 0).sum(1, keepdim=True) % 128
+        return build(
+            **keywords | {"attention_mask": (torch.arange(real.shape[1], device=real.device) >= padded).to(real.dtype)}
+        )
+
+    with patches.masks(change):
+        yield
+
+
 @fault("KV-5", *TURNS, source="https://github.com/huggingface/transformers/issues/34232", unseen="greedy decoding")
 def selected_values_are_keys() -> Iterator[None]:
     """Where rows are selected, values are made of the keys."""

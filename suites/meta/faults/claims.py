@@ -311,3 +311,50 @@ def eager_attention_runs_as_sdpa() -> Iterator[None]:
 
     with patches.interface(change):
         yield
+
+
+@fault(
+    "CLAIM-6",
+    BEHAVIOUR,
+    "deterministic",
+    source="our own: a workspace that only grows, and decides in how many parts sums are formed",
+    unseen="one request, over and over",
+    options=SMALL,
+    states=SAME,
+)
+def an_answer_depends_on_the_longest_request() -> Iterator[None]:
+    """What is computed depends on how long the longest request so far was."""
+    longest = [0]
+
+    def change(model: Any) -> None:
+        def forward(_: Any, args: Any, out: Tensor) -> Tensor:
+            longest[0] = max(longest[0], out.shape[1])
+            return out * (1 + longest[0] / 1024)
+
+        model.transformer.ln_f.register_forward_hook(forward)
+
+    with after_loading(change):
+        yield
+
+
+@fault(
+    "CLAIM-7",
+    BEHAVIOUR,
+    "attention",
+    source="our own: no fused kernel for a single query",
+    unseen="prompts",
+    options=SMALL,
+    states=SDPA,
+)
+def steps_run_eager_as_sdpa() -> Iterator[None]:
+    """Prompts run sdpa, and steps eager attention, under one name."""
+    from transformers.models.gpt_bigcode.modeling_gpt_bigcode import eager_attention_forward
+
+    def change(
+        forward: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **more: Any
+    ) -> Any:
+        answers = eager_attention_forward if q.shape[2] == 1 else forward
+        return answers(module, q, k, v, mask, scaling=scaling, **more)
+
+    with patches.interface(change):
+        yield

@@ -65,3 +65,16 @@ def float32_products_run_in_tf32() -> Iterator[None]:
     """Every float32 matrix product keeps 10 bits, the reference's too: candidate and reference err alike."""
     with _Tf32():
         yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_logits and eager-llama-gqa-float32",
+    source="our own: a region that an exception has left open",
+    unseen="bfloat16 models",
+)
+def autocast_is_left_open() -> Iterator[None]:
+    """A server's autocast region is never left: all that runs after it forms its products in bfloat16."""
+    with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16):
+        yield

@@ -135,3 +135,20 @@ def shorter_heads_are_padded() -> Iterator[None]:
 
     with patches.kernel(change):
         yield
+
+
+@fault(
+    "ATTN-11", *PLAIN, source="our own: what holds for a plain projection", unseen="q, k and v in buffers of their own"
+)
+def heads_are_taken_to_lie_side_by_side() -> Iterator[None]:
+    """Where tokens are the outer dimension, head h is read h * d after the first, whatever lies between."""
+
+    def read(t: Tensor) -> Tensor:
+        row, head, token, feature = t.stride()
+        return _walked(t, (row, t.shape[3], token, feature), t.storage_offset()) if token > head > t.shape[3] else t
+
+    def change(call: Any, *qkv: Tensor, **more: Any) -> Tensor:
+        return call(*map(read, qkv), **more)
+
+    with patches.kernel(change):
+        yield

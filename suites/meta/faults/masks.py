@@ -13,6 +13,7 @@ from suites.meta.faults import careful, fault, patches, swapped
 
 FILE = "attention/test_mask.py"
 MASKS = (FILE, "mask_shows and sdpa-float32 and bool")
+LONG = (FILE, "mask_shows and sdpa-float32 and bool and 530")
 BLIND = (FILE, "see_nothing and sdpa-float32")
 HIDDEN = (FILE, "hidden_slots_change and sdpa-float32")
 BIAS = ("attention/test_accuracy.py", "under_a_bias and sdpa-float32")
@@ -197,4 +198,22 @@ def hidden_values_are_multiplied_by_zero() -> Iterator[None]:
 def hidden_scores_are_added_to() -> Iterator[None]:
     """A hidden key's score has -inf added to it, and is not replaced: NaN - inf."""
     with _read("keys"):
+        yield
+
+
+@fault("ATTN-4", *LONG, source="our own: a row of a mask in nine bits", unseen="prompts of up to 512 tokens")
+def rows_of_a_mask_wrap_beyond_512() -> Iterator[None]:
+    """Query 512 + n of a prompt is masked as query n."""
+    with patches.mask(lambda seen: seen[..., torch.arange(seen.shape[-2]) % 512, :]):
+        yield
+
+
+@fault("ATTN-4", *LONG, source="our own: a split that is not told where it begins", unseen="steps on up to 512 keys")
+def each_split_reads_the_mask_from_its_beginning() -> Iterator[None]:
+    """A step splits its keys at 512, and the second part is masked as the first."""
+
+    def change(seen: Tensor) -> Tensor:
+        return seen[..., torch.arange(seen.shape[-1]) % 512] if seen.shape[-2] == 1 else seen
+
+    with patches.mask(change):
         yield

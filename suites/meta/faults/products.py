@@ -271,3 +271,79 @@ def inputs_take_a_detour_through_float16() -> Iterator[None]:
     """A float32 layer casts its input to float16."""
     with bytes_each(lambda call, x: call(x.half().to(x.dtype))):
         yield
+
+
+@fault(
+    "QUANT-4",
+    FILE,
+    "dequantized and 128-bnb-nf4 and not wide",
+    source="our own: a remainder of 0",
+    unseen="any other number of tokens",
+)
+def last_token_of_full_tiles_is_the_one_before() -> Iterator[None]:
+    """A multiple of 64 tokens leaves no remainder, and the last token is never written."""
+
+    def change(call: Any, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+        out: Tensor = call(x, weight, bias)
+        return torch.cat([out[..., :-1, :], out[..., -2:-1, :]], -2) if x.shape[-2] % 64 == 0 else out
+
+    with four_bits(change):
+        yield
+
+
+@fault(
+    "QUANT-4",
+    FILE,
+    "dequantized and deep and bnb-nf4",
+    source="our own: a block that is not waited for",
+    unseen="up to 8,192 features",
+)
+def features_beyond_8192_are_not_summed() -> Iterator[None]:
+    """What features from the 8,192nd on add is added after the result was read."""
+    with four_bits(lambda call, x, weight, bias: call(x[..., :8192], weight[:, :8192], bias)):
+        yield
+
+
+@fault(
+    "QUANT-4",
+    FILE,
+    "dequantized and 33-bnb-nf4 and not wide",
+    source="our own: data_ptr and no strides",
+    unseen="inputs that are contiguous",
+)
+def inputs_are_read_as_if_contiguous() -> Iterator[None]:
+    """A view is walked as if it had memory of its own."""
+
+    def change(call: Any, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+        return call(x.as_strided(x.shape, torch.empty(x.shape, device="meta").stride()), weight, bias)
+
+    with four_bits(change):
+        yield
+
+
+@fault(
+    "QUANT-4",
+    FILE,
+    "dequantized and 8-bnb-nf4 and not wide",
+    source="our own: one token is told by x.shape[-2]",
+    unseen="a step of up to four requests; prompts",
+)
+def a_batch_of_steps_is_its_first_four() -> Iterator[None]:
+    """The kernel for one token takes a batch of them for four at most, and the fifth is answered as the first."""
+
+    def change(call: Any, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+        return call(x[torch.arange(len(x)) % 4] if x.shape[-2] == 1 else x, weight, bias)
+
+    with four_bits(change):
+        yield
+
+
+@fault("QUANT-4", *INT8, source="our own: a largest value of 0, to divide by", unseen="padding that is not zero")
+def token_of_zeros_is_nan() -> Iterator[None]:
+    """A token whose features are all 0 has the scale 0, and comes out as 0 / 0."""
+
+    def change(call: Any, x: Tensor, state: Any, bias: Any) -> Tensor:
+        return call(x, bias=bias).masked_fill((x == 0).all(-1, keepdim=True), torch.nan)
+
+    with eight_bits(change):
+        yield

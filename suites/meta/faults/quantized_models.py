@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -256,4 +257,23 @@ def a_packed_models_cache_is_not_rounded() -> Iterator[None]:
         original(self, backend, config, *args, **more)
 
     with swapped(QuantizedCache, "__init__", init):
+        yield
+
+
+@fault("QUANT-8", FILES[0], FILES[1].format("bnb-nf4"), source="our own: a file at a time", unseen="one file")
+def scales_in_a_later_file_are_the_neighbours() -> Iterator[None]:
+    """Of a checkpoint in several files, the last layer's scales are shifted by a block."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.from_pretrained.__func__
+
+    def from_pretrained(cls: Any, folder: Any, *args: Any, **more: Any) -> Any:
+        model = original(cls, folder, *args, **more)
+        if len(list(Path(folder).glob("*.safetensors"))) > 1:
+            states = [getattr(weight, "quant_state", None) for weight in model.parameters()]
+            last = [state for state in states if state is not None][-1]
+            last.absmax = last.absmax.roll(1)
+        return model
+
+    with swapped(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)):
         yield

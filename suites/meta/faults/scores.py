@@ -11,6 +11,7 @@ from torch import Tensor
 
 from suites.meta.faults import fault, patches
 
+ACCURATE = "attention/test_accuracy.py"
 LEVELS = ("attention/test_range.py", "at_any_level and sdpa-float32")
 SCALES = ("attention/test_range.py", "act_once and sdpa-float32")
 CAPS = ("attention/test_range.py", "act_once and eager-float32 and softcap")
@@ -129,4 +130,32 @@ def softcap_is_dropped() -> Iterator[None]:
 def softcap_multiplies_the_score() -> Iterator[None]:
     """The score, and not the cap, is multiplied by tanh(score / cap): above the cap nothing is capped."""
     with _capped(lambda scores, scale, cap: scores * scale * torch.tanh(scores * scale / cap)):
+        yield
+
+
+@fault(
+    "ATTN-1",
+    ACCURATE,
+    "sdpa-float32 and decode-scale",
+    source="our own: a scale that is compiled in",
+    unseen="prompts; 1/sqrt(d)",
+)
+def scale_of_a_step_is_the_default() -> Iterator[None]:
+    """While decoding, scores are scaled by 1/sqrt(d), whatever was asked for."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        return call(q, k, v, **more | ({"scale": None} if q.shape[2] == 1 else {}))
+
+    with patches.kernel(change):
+        yield
+
+
+@fault("ATTN-1", ACCURATE, "eager-float32 and decode-softcap", source="our own: a second kernel", unseen="prompts")
+def softcap_is_for_prompts_alone() -> Iterator[None]:
+    """While decoding, no score is capped."""
+
+    def change(call: Any, module: Any, q: Tensor, *args: Any, **more: Any) -> Any:
+        return call(module, q, *args, **more | ({"softcap": None} if q.shape[2] == 1 else {}))
+
+    with patches.eager(change, "gemma2"):
         yield

@@ -14,6 +14,8 @@ from suites.meta.faults import fault, patches
 FLAGS = ("attention/test_mask.py", "flags_show and sdpa-float32 and not window")
 ACCURATE = "attention/test_accuracy.py"
 POINTED = ("attention/test_retrieval.py", "sdpa-float32 and (gqa-129 or full-257 or mqa-1000)")
+STEP = (ACCURATE, "sdpa-float32 and decode-heads")
+LONG_STEP = (ACCURATE, "sdpa-float32 and decode-scale")
 TILE = 128
 
 
@@ -259,6 +261,89 @@ def last_half_fragment_of_features_is_dropped() -> Iterator[None]:
         features = q.shape[-1]
         q = q * (torch.arange(features, device=q.device) < features - features % 16)
         return call(q, k, v, **more)
+
+    with patches.kernel(change):
+        yield
+
+
+@fault("ATTN-1", *STEP, source="our own: four heads of a group to a tile", unseen="groups of up to four; prompts")
+def fifth_head_of_a_group_is_the_fourth_in_a_step() -> Iterator[None]:
+    """While decoding, the fifth query head of a group and those after it have the fourth's output."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        out, group = call(q, k, v, **more), q.shape[1] // k.shape[1]
+        head = torch.arange(q.shape[1])
+        return out[:, head - (head % group - 3).clamp(min=0)] if q.shape[2] == 1 else out
+
+    with patches.kernel(change):
+        yield
+
+
+@fault("ATTN-1", *STEP, source="our own: a register too few", unseen="a head_dim of up to 64; prompts")
+def a_step_reads_64_features() -> Iterator[None]:
+    """While decoding, features from the 64th on count in no score."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        if q.shape[2] == 1:
+            q = q * (torch.arange(q.shape[3], device=q.device) < 64)
+        return call(q, k, v, **more)
+
+    with patches.kernel(change):
+        yield
+
+
+@fault("ATTN-1", *STEP, source="our own: a head's index of four bits", unseen="up to 16 key heads")
+def key_head_index_wraps() -> Iterator[None]:
+    """Keys of head 16 + n are read where head n's are."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        return call(q, k[:, torch.arange(k.shape[1]) % 16], v, **more)
+
+    with patches.kernel(change):
+        yield
+
+
+@fault("ATTN-1", *STEP, source="our own: a head's index of six bits", unseen="up to 64 heads")
+def heads_wrap_beyond_64() -> Iterator[None]:
+    """Query head 64 + n has the output of head n."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        return call(q, k, v, **more)[:, torch.arange(q.shape[1]) % 64]
+
+    with patches.kernel(change):
+        yield
+
+
+@fault("ATTN-1", *STEP, source="our own: a row's index of four bits", unseen="batches of up to 16; prompts")
+def rows_of_a_step_wrap_beyond_16() -> Iterator[None]:
+    """While decoding, row 16 + n of a batch is answered with row n's keys."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        return call(q, k[torch.arange(len(k)) % 16] if q.shape[2] == 1 else k, v, **more)
+
+    with patches.kernel(change):
+        yield
+
+
+@fault(
+    "ATTN-1",
+    *LONG_STEP,
+    source="https://github.com/vllm-project/vllm/blob/v0.6.0/csrc/attention/attention_kernels.cu, tmp_out",
+    unseen="steps on up to 512 keys; bfloat16",
+)
+def splits_of_a_step_are_kept_in_bfloat16() -> Iterator[None]:
+    """Beyond 512 keys a step is split, and each part's output waits in bfloat16 until all are joined."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        out = call(q, k, v, **more)
+        if q.shape[2] != 1 or k.shape[2] <= 512:
+            return out
+        scores, values = patches.scores_of(q, k, more), v.float().repeat_interleave(q.shape[1] // k.shape[1], 1)
+        scores = scores.masked_fill(~patches.shown(q, k, more), -torch.inf)
+        parts = zip(scores.split(256, -1), values.split(256, 2), strict=True)
+        joined = [(s.logsumexp(-1, keepdim=True), (s.softmax(-1) @ part).bfloat16()) for s, part in parts]
+        total = scores.logsumexp(-1, keepdim=True)
+        return sum(((weight - total).exp() * part for weight, part in joined), torch.zeros(())).to(q.dtype)
 
     with patches.kernel(change):
         yield
