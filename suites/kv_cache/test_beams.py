@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from fixtures.beams import beam_search
-from fixtures.caching import operate
+from fixtures.caching import misplaced, operate
 from fixtures.decoding import decode, padded_left
 from fixtures.generation import follower, generated, using
 from fixtures.questions import Usage
+from fixtures.rounded_caches import handed, one_layer, outlier_inputs
 
 BEAMS = Usage("beams", needs=frozenset({"exact", "reorder"}))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -52,3 +53,22 @@ def test_beam_search_finds_what_recomputing_finds(case, kv_cache, dtype, usage, 
     for prompt, tokens in zip(prompts, found, strict=True):
         wanted = beam_search(follower(truth, model, torch.float64), prompt, beams, count)
         judge.sequence(tokens.tolist(), wanted.ids[len(prompt) :].tolist(), margin=wanted.gap, dtype=dtype)
+
+
+# Two orders come before what was rounded is rounded again, and some after.
+ORDERS = [[1, 2, 0], [2, 1, 0], [1, 2, 0], [1, 0, 2]]
+ROUNDED = Usage("reordered", (64, 1, 1, 14, 16, 1), frozenset({"rounds", "reorder"}), config=one_layer)
+
+
+@DTYPES
+@pytest.mark.parametrize("usage", [ROUNDED], ids=str)
+def test_rounded_rows_follow_the_beams(kv_cache, dtype, usage, device, draw, judge):
+    """KV-8: when rows are reordered, each MUST go on from the history of the row that it now is, in every layer."""
+    given = outlier_inputs(draw, 3, 2, usage.length, 32, 20).to(device, dtype)
+    reordered, straight = (kv_cache.make(usage.config(), 3, usage.length) for _ in range(2))
+
+    found, rows = handed(reordered, given, usage.widths, [torch.tensor(order, device=device) for order in ORDERS])
+
+    # The rows in their last order from the start: each is rounded by itself, or all of them with one scale.
+    wrong, where = misplaced(found, *handed(straight, given[:, rows], usage.widths)[0])
+    judge.exactly("numbers that differ from those of rows that stayed", wrong, 0, place=where)

@@ -49,8 +49,9 @@ def test_any_split_is_as_accurate_as_whole(case, kv_cache, dtype, device, model,
     judge(logits, truth(model, ids, dtype), truth(model, ids, torch.float64))
 
 
-# How many tokens go in at once, and how long the prompts are: the shorter one of two is padded on the left.
-PROMPTS = {"size-7": (7, (75,)), "size-64": (64, (75,)), "padded-7": (7, (75, 40))}
+# How many tokens go in at once, and how long the prompts are: the last chunk is a single token, as large as the others,
+# and smaller; the shorter one of two is padded on the left.
+PROMPTS = {"size-7": (7, (78,)), "size-64": (64, (128,)), "padded-7": (7, (75, 40))}
 
 
 @torch.no_grad()

@@ -37,10 +37,16 @@ def test_greedy_tokens_are_those_ranked_first(case, kv_cache, dtype, device, mod
 CORE = pytest.mark.applies(tier=("standard",))
 
 
+# A prompt as long as a step, one from which 128 tokens are left behind, one that is longer, and one of which half is
+# beyond 256, up to which bfloat16 counts.
+AFTER = {"from-1": 1, "from-125": 125, "from-131": 131, "from-400": 400}
+LONG = [(length, torch.bfloat16 if length > 250 else torch.float32) for length in AFTER.values()]
+
+
 @torch.no_grad()
-@DTYPES
-# A prompt as long as a step, one from which 128 tokens are left behind, and one that is longer.
-@pytest.mark.parametrize("length", [1, 125, 131], ids=["from-1", "from-125", "from-131"])
+@pytest.mark.parametrize(
+    ("length", "dtype"), LONG, ids=[f"{name}-{str(d)[6:]}" for name, (_, d) in zip(AFTER, LONG, strict=True)]
+)
 @pytest.mark.applies(real=(False,), tier=("standard",))
 def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, model, make_ids, truth, judge):
     """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
@@ -53,10 +59,9 @@ def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, m
     judge.ranked_first(tokens[0].tolist(), reference, golden, what=f"after {length}")
 
 
-def cut(answers, ends, pad):
-    """Each answer to the first of `ends`, and padded to the longest."""
-    stops = [next((n for n, token in enumerate(row, 1) if token in ends), len(row)) for row in answers]
-    return [row[:stop] + [pad] * (max(stops) - stop) for row, stop in zip(answers, stops, strict=True)]
+def cut(tokens, ends):
+    """An answer that stops at the first of `ends`."""
+    return tokens[: next((n for n, token in enumerate(tokens, 1) if token in ends), len(tokens))]
 
 
 @torch.no_grad()
@@ -72,11 +77,13 @@ def test_an_answer_ends_with_its_end(case, kv_cache, dtype, device, model, make_
 
     free = ask()
     pad = min(set(range(2 * COUNT + 1)).difference(*free))  # no token of the answers, so that a cut shows
-    of_one, of_other = free[0][3], free[1][6]
-    # Chat models have several: the end of a turn, and the end of text.
-    for what, ends in {"one end": [of_one], "two ends": [of_other, of_one]}.items():
+    last = free[0][3]
+    # Chat models have several, the end of a turn and the end of text; one that ended a turn before is in the prompt.
+    for what, ends in {"one end": [last], "several ends": [int(longer[5]), free[1][6], last]}.items():
         ended = ask(eos_token_id=ends, pad_token_id=pad)
-        judge.exactly(f"{what}: answers", str(ended), str(cut(free, ends, pad)))
+        wanted = [cut(row, ends) for row in free]
+        length = max(map(len, wanted))
+        judge.exactly(f"{what}: answers", str(ended), str([row + [pad] * (length - len(row)) for row in wanted]))
         judge.exactly(f"{what}: an answer is cut", str(ended[0] == free[0]), "False")
 
 
@@ -105,3 +112,24 @@ def test_speculation_gives_greedy_tokens(case, kv_cache, dtype, drafts, device, 
     golden, reference = (truth(model, whole, d)[0, 27:-1] for d in (torch.float64, dtype))
     judge.exactly("tokens are enough", len(tokens) >= COUNT, True)
     judge.ranked_first(tokens, reference, golden, what=drafts.name)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("drafts", [Usage(name, needs=SPECULATE) for name in ("own-draft", "poor-draft")], ids=str)
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_a_drafted_answer_ends_with_its_end(case, kv_cache, dtype, drafts, device, model, make_ids, judge):
+    """KV-24: an answer MUST end with the token that ends it, and other rows MUST go on as they do without an end."""
+    prompt = make_ids(batch=1, length=PROMPT)
+
+    def ask(**how):
+        cache = kv_cache.make(model.config, 1, PROMPT + COUNT)
+        more = {**drafting(drafts.name, model), **handing(model, cache), **how}
+        return generated(model, prompt, COUNT, **more)[0].tolist(), int(cache.get_seq_length())
+
+    free, _ = ask()
+    ended, cached = ask(eos_token_id=free[3])
+
+    # Not held to be `free`, cut: tokens that are checked in other numbers at once are rounded otherwise.
+    judge.exactly("ends before the last token", ended[:-1].count(free[3]), 0)
+    judge.exactly("tokens in the cache", cached, PROMPT + len(ended) - 1)

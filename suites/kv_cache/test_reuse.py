@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
-from fixtures.decoding import decode, handing
+from fixtures.caching import misplaced
+from fixtures.decoding import decode, handing, padded_left
 from fixtures.generation import generated
 from fixtures.questions import Usage
+from fixtures.rounded_caches import handed, one_layer, outlier_inputs
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 LENGTHS = {"shorter": (40, 12), "as-long": (30, 30), "longer": (12, 40)}
@@ -40,6 +42,24 @@ def test_second_request_is_answered_as_the_first(case, kv_cache, dtype, usage, d
     golden, reference = (truth(model, ids, d) for d in (torch.float64, dtype))
     for what, logits in found.items():
         judge(logits, reference, golden, what=what)
+
+
+ROUNDED = Usage("again", (40, *[1] * 40), frozenset({"rounds", "reset"}), config=one_layer)
+
+
+@DTYPES
+@pytest.mark.parametrize("usage", [ROUNDED], ids=str)
+def test_second_request_is_rounded_as_the_first(kv_cache, dtype, usage, device, draw, judge):
+    """KV-10: a second request, on a cache that was reset or on a new one, MUST be answered as if it were the first."""
+    first, second = (outlier_inputs(draw, 2, 2, usage.length, 32, 20).to(device, dtype) for _ in range(2))
+    reused, new = (kv_cache.make(usage.config(), 2, usage.length) for _ in range(2))
+
+    handed(reused, first, usage.widths)
+    reused.reset()
+
+    (seen, _), (wanted, _) = (handed(cache, second, usage.widths) for cache in (reused, new))
+    wrong, where = misplaced(seen, *wanted)
+    judge.exactly("numbers that differ from a new cache's", wrong, 0, place=where)
 
 
 @torch.no_grad()
@@ -80,23 +100,54 @@ def test_turns_of_a_chat_go_on(case, kv_cache, dtype, turns, device, model, make
     judge(logits, truth(model, ids, dtype), truth(model, ids, torch.float64))
 
 
+# How many tokens each turn adds, one of them none, as where an answer that was cut is to go on, and how long the texts
+# are that begin as one batch.
+TURNS, FIRST, COUNT = (14, 9, 0, 3), (14, 6, 11), 8
+
+
 @torch.no_grad()
 @DTYPES
 @pytest.mark.applies(real=(False,), tier=("standard",))
 def test_generate_goes_on_with_a_chat(case, kv_cache, dtype, device, model, make_ids, truth, judge):
     """KV-11: texts that share a cached prefix, and turns of one chat, MUST be answered as if each stood alone."""
-    rows, count, asked = 3, 8, (14, 9, 3)
-    cache = handing(model, kv_cache.make(model.config, rows, sum(asked) + len(asked) * count))
+    texts, ends = chat(model, kv_cache, make_ids, TURNS)
 
-    texts, ends = make_ids(batch=rows, length=0), []
-    for turn in asked:
-        texts = torch.cat([texts, make_ids(batch=rows, length=turn)], 1)
-        texts = torch.cat([texts, generated(model, texts, count, **cache)], 1)
+    judge_answers(judge, texts, ends, lambda text, d: truth(model, text, d)[0], dtype)
+
+
+# A later turn that comes in chunks, the last of them smaller: where 4.57's BLOOM raises, and answers nothing.
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("size", [4], ids=["chunks-4"])
+@pytest.mark.applies(real=(False,), tier=("standard",), positions=("rope", "learned"))
+def test_generate_goes_on_in_chunks(case, kv_cache, dtype, size, device, model, make_ids, truth, judge):
+    """KV-11: texts that share a cached prefix, and turns of one chat, MUST be answered as if each stood alone."""
+    texts, ends = chat(model, kv_cache, make_ids, (TURNS[0], 9), size)
+
+    judge_answers(judge, texts, ends, lambda text, d: truth(model, text, d)[0], dtype)
+
+
+def chat(model, kv_cache, make_ids, turns, size=None):
+    """Texts with an answer after each turn, padded on the left, and where their answers end; later turns in chunks."""
+    prompts = [row[:length] for row, length in zip(make_ids(len(FIRST), turns[0]), FIRST, strict=True)]
+    cache = handing(model, kv_cache.make(model.config, len(prompts), sum(turns) + len(turns) * COUNT))
+    (texts, real), ends = padded_left(prompts), []
+    for turn in turns:
+        new = make_ids(len(prompts), turn if ends else 0)
+        texts, real = torch.cat([texts, new], 1), torch.cat([real, torch.ones_like(new)], 1)
+        how = {"prefill_chunk_size": size} if ends else {}
+        answers = generated(model, texts, COUNT, real, **how, **cache)
+        texts, real = torch.cat([texts, answers], 1), torch.cat([real, torch.ones_like(answers)], 1)
         ends.append(texts.shape[1])
+    return texts, ends
 
-    golden, reference = (truth(model, texts, d) for d in (torch.float64, dtype))
-    for turn, end in enumerate(ends):
-        for row, text in enumerate(texts):
-            before = slice(end - count - 1, end - 1)
-            answer = text[end - count : end].tolist()
-            judge.ranked_first(answer, reference[row, before], golden[row, before], what=f"turn {turn} of text {row}")
+
+def judge_answers(judge, texts, ends, alone, dtype):
+    """Each answer of each text is what `alone` ranks first: `(text (1, n), dtype)` -> logits `(n, vocabulary)`."""
+    for row, (text, length) in enumerate(zip(texts, FIRST, strict=True)):
+        padding = max(FIRST) - length
+        golden, reference = (alone(text[None, padding:], d) for d in (torch.float64, dtype))
+        for turn, end in enumerate(ends):
+            before = slice(end - padding - COUNT - 1, end - padding - 1)
+            answer = text[end - COUNT : end].tolist()
+            judge.ranked_first(answer, reference[before], golden[before], what=f"turn {turn} of text {row}")

@@ -86,6 +86,28 @@ def test_what_is_not_offered_is_refused(case, kv_cache, dtype, usage, device, mo
     judge.ranked_first(logits.argmax(-1).tolist(), reference, golden, what="after it")
 
 
+# On CUDA an index beyond the end stops the device for good.
+FULL = [Usage("full", needs=frozenset({"exact", "spare"}), devices=frozenset({"cpu"}))]
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("usage", FULL, ids=str)
+@pytest.mark.applies(real=(False,))
+def test_what_does_not_fit_is_refused(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
+    """KV-7: an operation that a cache does not offer MUST be refused, and not done wrong without a word."""
+    cache, room = kv_cache.make(model.config, 2, 33), kv_cache.slots(33, 33, None)
+    ids = make_ids(batch=2, length=room + 2)
+    golden, reference = (truth(model, ids, d)[:, -2:].flatten(0, 1) for d in (torch.float64, dtype))
+
+    decode(model, cache, ids, [room])
+    logits, judge.evidence["refused"] = unless_refused(
+        lambda: decode(model, cache, ids[:, room:], [1, 1], start=room).flatten(0, 1), otherwise=reference
+    )
+
+    judge.ranked_first(logits.argmax(-1).tolist(), reference, golden, what="beyond the last slot")
+
+
 @DTYPES
 @pytest.mark.parametrize("usage", [Usage("no-crop", needs=frozenset({"rounds"}), lacks="crop", config=LLAMA)], ids=str)
 def test_rounded_tokens_are_dropped_or_kept(kv_cache, dtype, usage, device, draw, judge):

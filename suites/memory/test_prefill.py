@@ -76,6 +76,25 @@ def test_generate_wants_the_logits_of_one_position_a_chunk(case, dtype, device, 
     judge.exactly("the prompt came in chunks", len(seen) > count, True)
 
 
+# How an answer is found, and how many positions at once need logits for it: each token that is drafted, and one more.
+WAYS = {"beams": ({"num_beams": 3}, 1), "looked-up": ({"prompt_lookup_num_tokens": 3}, 4)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize(("way", "most"), WAYS.values(), ids=WAYS)
+@pytest.mark.applies(tier=("standard",), real=(False,))
+def test_every_way_wants_the_logits_of_few_positions(case, dtype, way, most, device, model, make_ids, judge):
+    """MEM-12: `generate` MUST compute logits for the last position of a prompt alone, and once a step."""
+    seen = []
+    head = model.get_output_embeddings()
+
+    with head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-2])):
+        generated(model, make_ids(1, 40), 3, **way)
+
+    judge.between("positions that have logits at once, of 40 tokens", max(seen), 1, most)
+
+
 @torch.no_grad()
 @DTYPES
 @pytest.mark.applies(tier=("standard",), real=(False,))

@@ -23,7 +23,9 @@ ENDINGS = pytest.mark.parametrize("ending", REQUESTS)
 def test_requests_give_back_what_they_took(case, dtype, ending, device, model, make_ids, judge):
     """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
     ids = make_ids(2, PROMPT)
-    one, many = (_served(model, REQUESTS[ending], ids, count, device) for count in (1, MANY))
+    # Each is a token shorter than the one before: what is kept for every length that was ever asked stays, too.
+    prompts = [ids[:, fewer:] for fewer in range(MANY)]
+    one, many = (_served(model, REQUESTS[ending], prompts[:count], device) for count in (1, MANY))
 
     judge.exactly(f"bytes that stay after {MANY} requests", many.kept, 0, unit="bytes")
     judge.exactly(f"peak of {MANY} requests", many.peak, one.peak, unit="bytes")
@@ -50,7 +52,7 @@ def test_requests_on_quantized_weights_give_back_what_they_took(
     """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
     model = bench.shelf.quantized(case, quantizer, device)
     ids = make_ids(2, PROMPT)
-    one, many = (_served(model, REQUESTS[ending], ids, count, device) for count in (1, MANY))
+    one, many = (_served(model, REQUESTS[ending], [ids] * count, device) for count in (1, MANY))
 
     judge.exactly(f"bytes that stay after {MANY} requests", many.kept, 0, unit="bytes")
     judge.exactly(f"peak of {MANY} requests", many.peak, one.peak, unit="bytes")
@@ -66,21 +68,21 @@ def test_requests_keep_no_graph(case, dtype, device, model, make_ids, judge):
     with head.register_forward_hook(lambda module, args, out: seen.append(out.requires_grad)):
         REQUESTS["plain"](model, ids)
 
-    outside = _served(model, REQUESTS["plain"], ids, 1, device)
+    outside = _served(model, REQUESTS["plain"], [ids], device)
     with torch.no_grad():
-        inside = _served(model, REQUESTS["plain"], ids, 1, device)
+        inside = _served(model, REQUESTS["plain"], [ids], device)
 
     judge.exactly("steps whose logits require a gradient", f"{sum(seen)} of {len(seen)}", f"0 of {COUNT}")
     judge.exactly("peak", outside.peak, inside.peak, unit="bytes", detail="allowed is the peak without gradients")
 
 
-def _served(model, request, ids, count, device):
-    """So many requests one after the other, once one has been; answers are dropped, and garbage is collected."""
+def _served(model, request, prompts, device):
+    """Requests one after the other, once one has been; answers are dropped, and garbage is collected."""
     with allocations(device) as since:
-        request(model, ids)
+        request(model, prompts[0])
         gc.collect()
         since.begin()
-        for _ in range(count):
+        for ids in prompts:
             request(model, ids)
             gc.collect()
     return since

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fixtures.materialise import ROUTES
+from fixtures.materialise import ROUTES, declared, in_older_words
 from fixtures.positions import TRAINED, rotary_tables
 from suites.positions.test_tables import judge_tables
 
@@ -27,3 +27,12 @@ def test_model_has_the_positions_that_are_declared(encoding, route, dtype, devic
     candidate = model(ids, attention_mask=torch.ones_like(ids), position_ids=at[None], use_cache=False).logits
     golden, reference = (decoded(model, ids, precision, at[None]) for precision in (torch.float64, dtype))
     judge(candidate, reference, golden, what="logits")
+
+
+@pytest.mark.applies(kind=("rope",))
+def test_older_words_declare_the_same_positions(encoding, device, saved, judge):
+    """POS-5: a model MUST have the positions that its config declares, loaded or built on the meta device."""
+    folder = saved(encoding)
+    wanted = declared(folder)
+
+    judge.exactly("parameters, read from the words before transformers 5", declared(in_older_words(folder)), wanted)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from suites.meta.faults import after_loading, fault, swapped
+from suites.meta.faults import after_loading, fault, patches, swapped
 
 LOAD = ("memory/test_load.py", "test_load_leaves and llama-gqa and bfloat16")
 COUNT = ("memory/test_load.py", "test_parameters and llama-gqa and bnb-nf4")
@@ -28,6 +28,9 @@ PLAIN = ("memory/test_requests.py", "test_requests_give and plain and llama-gqa"
 FAILED = ("memory/test_requests.py", "test_requests_give and failed and llama-gqa")
 OBJECTS = ("memory/test_requests.py", "leave_no_objects and plain")
 LOOKED_UP = ("memory/test_requests.py", "test_requests_give and looked-up and llama-gqa")
+SAMPLED = ("memory/test_requests.py", "test_requests_give and sampled and llama-gqa")
+BEAM_LOGITS = ("memory/test_prefill.py", "every_way and beams and llama-gqa")
+DRAFT_LOGITS = ("memory/test_prefill.py", "every_way and looked-up and llama-gqa")
 BEAMS = ("memory/test_requests.py", "test_requests_give and beams and llama-gqa")
 GRAPH = ("memory/test_requests.py", "test_requests_keep and llama-gqa")
 PLACES = ("memory/test_placement.py", "mistral-window and float32 and 0.9")
@@ -477,3 +480,53 @@ def room_is_not_kept_to() -> Iterator[None]:
 
     with swapped(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)):
         yield
+
+
+@fault("MEM-12", *BEAM_LOGITS, source="our own: an argument that one of the ways hands on", unseen="greedy requests")
+def beams_compute_logits_for_every_position() -> Iterator[None]:
+    """Beam search computes logits for every position of a prompt, times its beams."""
+    with patches.generation("_beam_search", _all_logits):
+        yield
+
+
+@fault("MEM-12", *DRAFT_LOGITS, source="our own: an argument that one of the ways hands on", unseen="greedy requests")
+def drafting_computes_logits_for_every_position() -> Iterator[None]:
+    """Assisted decoding and prompt lookup compute logits for every position of a prompt."""
+    with patches.generation("_assisted_decoding", _all_logits):
+        yield
+
+
+def _all_logits(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+    more.pop("logits_to_keep", None)
+    return original(model, *args, **more)
+
+
+@fault("MEM-9", *SAMPLED, source="our own: log-probabilities that nobody asked for", unseen="greedy requests")
+def sampling_keeps_its_probabilities() -> Iterator[None]:
+    """What was drawn from stays in a list."""
+    kept: list[Tensor] = []
+    original = torch.multinomial
+
+    def multinomial(probabilities: Tensor, *args: Any, **more: Any) -> Tensor:
+        kept.append(probabilities)
+        return original(probabilities, *args, **more)
+
+    with swapped(torch, "multinomial", multinomial):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *PLAIN, source="our own: a cache without an end, by shape", unseen="prompts of one length")
+def masks_are_kept_for_each_length() -> Iterator[None]:
+    """The mask of every length that a prompt ever had is kept for the next of that length."""
+    kept: dict[int, Tensor] = {}
+
+    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
+        length = input_ids.shape[1]
+        if length > 1 and length not in kept:
+            kept[length] = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
+        return original(self, input_ids=input_ids, **more)
+
+    with _forward("LlamaModel", model):
+        yield
+    kept.clear()

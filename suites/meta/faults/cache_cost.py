@@ -31,7 +31,8 @@ def wish_for_a_cache_is_lost() -> Iterator[None]:
 
     def generate(self: Any, *args: Any, **keywords: Any) -> Any:
         keywords["generation_config"].use_cache = False
-        return original(self, *args, **keywords)
+        kept = {name: value for name, value in keywords.items() if name not in ("cache", "past_key_values")}
+        return original(self, *args, **kept)
 
     with swapped(GenerationMixin, "generate", generate):
         yield
@@ -108,4 +109,31 @@ def graph_is_compiled_for_each_shape() -> Iterator[None]:
         return call(module, q, k, *args, **more)
 
     with patches.interface(change):
+        yield
+
+
+@fault("KV-16", *STEPS, source="https://github.com/ggml-org/llama.cpp/issues/3738", unseen="tokens; the first turn")
+def next_turn_is_computed_from_the_start() -> Iterator[None]:
+    """`generate` empties the cache of an earlier turn, and feeds the whole text again."""
+
+    def change(original: Any, model: Any, ids: Tensor, config: Any, keywords: dict[str, Any], **more: Any) -> Any:
+        if patches.cached(keywords):
+            keywords.get("cache", keywords.get("past_key_values")).reset()
+        return original(model, ids, config, keywords, **more)
+
+    with patches.generation("_prefill", change):
+        yield
+
+
+@fault("KV-16", *STEPS, source="our own: a way out for what the cache cannot mask", unseen="tokens; no padding")
+def padded_batches_are_not_cached() -> Iterator[None]:
+    """Where a batch is padded, `generate` recomputes the whole text for every token."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        if not bool(more["attention_mask"].all()):
+            more["generation_config"].use_cache = False
+            more = {name: value for name, value in more.items() if name not in ("cache", "past_key_values")}
+        return original(model, *args, **more)
+
+    with patches.generation("generate", change):
         yield

@@ -20,6 +20,10 @@ PREFIX = ("kv_cache/test_reuse.py", "prefix-float32-static-spare-llama-gqa")
 CHAT = ("kv_cache/test_reuse.py", "turns-float32-dynamic-plain-llama-gqa")
 GREEDY = ("kv_cache/test_generate.py", "greedy and dynamic-plain-llama-gqa")
 ENDS = ("kv_cache/test_generate.py", "ends_with_its_end and dynamic-plain-llama-gqa")
+IN_CHUNKS = ("kv_cache/test_reuse.py", "goes_on_in_chunks and dynamic-plain-llama-gqa")
+TALK = ("kv_cache/test_reuse.py", "goes_on_with_a_chat and dynamic-plain-llama-gqa")
+DRAFTED_END = ("kv_cache/test_generate.py", "drafted_answer and own-draft and dynamic-plain-llama-gqa")
+REFUSED_END = ("kv_cache/test_generate.py", "drafted_answer and poor-draft and dynamic-plain-llama-gqa")
 DRAFTS = ("kv_cache/test_generate.py", "speculation and dynamic-plain-llama-gqa")
 GROWING = ("DynamicLayer",)
 
@@ -348,4 +352,134 @@ def long_factors_stay() -> Iterator[None]:
     from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
     with _longest_so_far(Phi3RotaryEmbedding):
+        yield
+
+
+@fault("KV-11", *TALK, source="our own: positions that are read off the cache", unseen="no padding; the first turn")
+def next_turn_of_a_padded_batch_counts_slots() -> Iterator[None]:
+    """On a cache of an earlier turn `generate` numbers a padded row's tokens by slot."""
+
+    def change(original: Any, model: Any, ids: Tensor, keywords: dict[str, Any]) -> Tensor:
+        positions: Tensor = original(model, ids, keywords)
+        return torch.arange(positions.shape[1]).expand_as(positions) if patches.cached(keywords) else positions
+
+    with patches.generation("_prepare_position_ids_for_generation", change):
+        yield
+
+
+@fault("KV-11", *TALK, source="our own: `if ids.shape[1] == 1: # a text begins`", unseen="turns that add a token")
+def turn_that_adds_nothing_starts_over() -> Iterator[None]:
+    """A turn of a single new token, as where an answer is to go on, is given the position of a text's first."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        inputs = original(model, *args, **more)
+        begins = more.get("is_first_iteration") and patches.cached(more) and inputs["input_ids"].shape[1] == 1
+        if begins and inputs.get("position_ids") is not None:
+            inputs["position_ids"] = torch.zeros_like(inputs["position_ids"])
+        return inputs
+
+    with patches.generation("prepare_inputs_for_generation", change):
+        yield
+
+
+@fault(
+    "KV-11",
+    *IN_CHUNKS,
+    source="https://github.com/huggingface/transformers/blob/v5.22.0/src/transformers/generation/utils.py",
+    unseen="the first turn; turns in one piece",
+)
+def chunks_of_a_later_turn_are_counted_from_zero() -> Iterator[None]:
+    """Where a later turn comes in chunks, their positions are cut as if nothing were cached."""
+    turns: list[int] = []
+
+    def prefill(original: Any, model: Any, ids: Tensor, config: Any, keywords: dict[str, Any], **more: Any) -> Any:
+        turns.append(patches.cached(keywords) if config.prefill_chunk_size else 0)
+        try:
+            return original(model, ids, config, keywords, **more)
+        finally:
+            turns.pop()
+
+    def prepare(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        if turns and turns[-1] and more.get("position_ids") is not None:
+            more["position_ids"] = more["position_ids"] - turns[-1]
+        return original(model, *args, **more)
+
+    with patches.generation("_prefill", prefill), patches.generation("prepare_inputs_for_generation", prepare):
+        yield
+
+
+@fault(
+    "KV-14",
+    "kv_cache/test_generate.py",
+    "from-400-bfloat16-dynamic-plain-llama-gqa",
+    source="our own: a mask that is summed in the model's dtype",
+    unseen="256 tokens and fewer; float32; positions that a model counts itself",
+)
+def generated_positions_are_bfloat16() -> Iterator[None]:
+    """`generate` hands on positions in the model's dtype: in bfloat16 token 257 stands at 256."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        inputs = original(model, *args, **more)
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"].to(model.dtype).long()
+        return inputs
+
+    with patches.generation("prepare_inputs_for_generation", change):
+        yield
+
+
+@fault(
+    "KV-24",
+    *ENDS,
+    source="our own: isin() of the whole text",
+    unseen="prompts of one turn, which have no end in them",
+)
+def end_in_the_prompt_ends_the_answer() -> Iterator[None]:
+    """The end is looked for in the whole text: after a prompt with turns an answer is one token long."""
+    from transformers.generation.stopping_criteria import EosTokenCriteria
+
+    def call(self: Any, ids: Tensor, *args: Any, **more: Any) -> Tensor:
+        return torch.isin(ids, self.eos_token_id.to(ids.device)).any(1)
+
+    with swapped(EosTokenCriteria, "__call__", call):
+        yield
+
+
+@fault(
+    "KV-24",
+    *DRAFTED_END,
+    source="https://github.com/huggingface/transformers/issues/47912",
+    unseen="greedy decoding; refused drafts",
+)
+def end_inside_a_draft_ends_nothing() -> Iterator[None]:
+    """Assisted decoding looks at the last token that was accepted, and goes on behind an end before it."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        more["generation_config"]._eos_token_tensor = None
+        return original(model, *args, **more)
+
+    with patches.generation("_assisted_decoding", change):
+        yield
+
+
+@fault("KV-24", *REFUSED_END, source="our own: a loop that is left before it cleans up", unseen="the answer")
+def last_refused_drafts_stay_cached() -> Iterator[None]:
+    """Where an answer ends, what was drafted behind it stays in the caller's cache, and the next turn follows it."""
+    gone: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def crop(original: Any, layer: Any, count: int) -> None:
+        if count:
+            gone[id(layer)] = layer.keys[..., count:, :].clone(), layer.values[..., count:, :].clone()
+        original(layer, count)
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        gone.clear()
+        found = original(model, *args, **more)
+        for layer in more.get("cache", more.get("past_key_values")).layers:
+            if id(layer) in gone:
+                pairs = zip((layer.keys, layer.values), gone[id(layer)], strict=True)
+                layer.keys, layer.values = (torch.cat(pair, -2) for pair in pairs)
+        return found
+
+    with patches.layers(crop, *GROWING, method="crop"), patches.generation("_assisted_decoding", change):
         yield

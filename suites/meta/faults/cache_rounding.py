@@ -14,6 +14,8 @@ COSTS = "kv_cache/test_quantized.py"
 KEPT = (COSTS, "costs and steps and fp8")
 GROUPS = (COSTS, "costs and steps and hqq-int4")
 LOGITS = (COSTS, "logits and hqq-int8")
+AGAIN = ("kv_cache/test_reuse.py", "again and hqq-int4")
+ORDERED = ("kv_cache/test_beams.py", "reordered and hqq-int4")
 BYTES = (COSTS, "bytes and steps-float32-hqq-int4")
 
 
@@ -104,4 +106,43 @@ def rounded_keys_are_kept_whole_too() -> Iterator[None]:
         return quantize(layer, tensor, *args, **more)
 
     with patches.layers(change, "HQQQuantizedLayer", method="_quantize"):
+        yield
+
+
+@fault("KV-10", *AGAIN, source="our own: what a new field holds is not reset", unseen="the first request")
+def reset_leaves_what_was_rounded() -> Iterator[None]:
+    """A reset drops what is not rounded yet, and the count of tokens; what was rounded stays, and is handed on."""
+
+    def change(reset: Any, layer: Any) -> None:
+        if not layer.is_initialized:
+            return
+        none = torch.tensor([], dtype=layer.keys.dtype, device=layer.keys.device)
+        layer.keys, layer.values, layer.cumulative_length = none, none, 0
+
+    with patches.layers(change, "QuantizedLayer", method="reset"):
+        yield
+
+
+@fault("KV-8", *ORDERED, source="our own: an order that replaces the one that waits", unseen="a single order")
+def second_waiting_order_replaces_the_first() -> Iterator[None]:
+    """Of the orders that come before what was rounded is rounded again, only the last is applied."""
+
+    def change(reorder: Any, layer: Any, order: Tensor) -> None:
+        layer._pending_beam_idx = None
+        reorder(layer, order)
+
+    with patches.layers(change, "QuantizedLayer", method="reorder_cache"):
+        yield
+
+
+@fault("KV-8", ORDERED[0], "reordered and fp8", source="our own: one of two lines", unseen="greedy decoding; keys")
+def rounded_values_do_not_follow() -> Iterator[None]:
+    """Where beams are reordered, the keys in float8 follow, and the values stay."""
+
+    def change(reorder: Any, layer: Any, order: Tensor) -> None:
+        values = layer._quantized_values
+        reorder(layer, order)
+        layer._quantized_values = values
+
+    with patches.layers(change, "Fp8QuantizedLayer", method="reorder_cache"):
         yield

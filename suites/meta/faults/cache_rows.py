@@ -11,6 +11,7 @@ from torch import Tensor
 from suites.meta.faults import fault, patches, swapped
 
 PADDED = ("kv_cache/test_batches.py", "left-padded-dynamic-plain-llama-gqa-float32")
+ANSWERED = ("kv_cache/test_batches.py", "answered_as_alone and dynamic-plain-llama-gqa")
 SORTED = ("kv_cache/test_batches.py", "sorted-dynamic-plain-llama-gqa-float32")
 LONE = ("kv_cache/test_batches.py", "lone-dynamic-plain-llama-gqa-float32")
 SHRINKS = ("kv_cache/test_batches.py", "shrinks-dynamic-plain-llama-gqa-float32")
@@ -253,4 +254,56 @@ def beams_go_on_from_the_first_prompts() -> Iterator[None]:
         original(self, order % beams)
 
     with swapped(Cache, "reorder_cache", reorder):
+        yield
+
+
+@fault(
+    "KV-4", *ANSWERED, source="our own: a buffer for the mask that does not grow", unseen="no padding; 32 new tokens"
+)
+def mask_has_room_for_32_new_tokens() -> Iterator[None]:
+    """`generate` hides what comes more than 32 tokens after the prompt of a padded batch."""
+
+    def start(original: Any, model: Any, ids: Tensor, *args: Any, **more: Any) -> Any:
+        model.asked = ids.shape[1]
+        return original(model, ids, *args, **more)
+
+    def grow(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        kept = original(model, *args, **more)
+        if kept.get("attention_mask") is not None:
+            kept["attention_mask"][:, model.asked + 32 :] = 0
+        return kept
+
+    with patches.generation("_sample", start), patches.generation("_update_model_kwargs_for_generation", grow):
+        yield
+
+
+@fault(
+    "KV-4",
+    *ANSWERED,
+    source="https://github.com/microsoft/onnxruntime-genai/pull/1694",
+    unseen="a token for padding that no text has",
+)
+def padding_is_read_off_the_ids() -> Iterator[None]:
+    """What is the padding's token is hidden, though the caller's mask shows it: pad = eos, in a prompt with turns."""
+
+    def change(original: Any, model: Any, ids: Tensor, **more: Any) -> Any:
+        mask = more["attention_mask"]
+        more["attention_mask"] = mask * (ids != more["generation_config"].pad_token_id).to(mask.dtype)
+        return original(model, ids, **more)
+
+    with patches.generation("generate", change):
+        yield
+
+
+@fault("KV-7", LACKS[0], f"full and {LACKS[1]}", source="our own: an index that is clamped", unseen="what fits; CUDA")
+def full_static_cache_overwrites_its_last_slot() -> Iterator[None]:
+    """A token for which a static cache has no slot takes the last one's, without a word."""
+
+    def change(update: Any, layer: Any, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
+        if k.shape[-2] > 1 or int(layer.get_seq_length()) < layer.max_cache_len:
+            return update(layer, k, v, *args, **more)
+        layer.keys[:, :, -1:], layer.values[:, :, -1:] = k, v
+        return layer.keys, layer.values
+
+    with patches.layers(change, "StaticLayer"):
         yield

@@ -371,3 +371,38 @@ def queries_turn_after_the_cache_has_moved_on() -> Iterator[None]:
 
     with rotary(change), swapped(modeling_llama, "apply_rotary_pos_emb", apply):
         yield
+
+
+@fault(
+    "KV-3", FILE, f"size-64-{FED}-llama-gqa", source="our own: n // size, and n % size of them", unseen="a remainder"
+)
+def prompt_of_whole_chunks_loses_the_last() -> Iterator[None]:
+    """The last chunk is taken to be the remainder: a prompt that is some whole chunks long loses one."""
+
+    def change(original: Any, model: Any, ids: Tensor, config: Any, keywords: dict[str, Any], **more: Any) -> Any:
+        size, kept = config.prefill_chunk_size, dict(keywords)
+        if size and ids.shape[1] > size and ids.shape[1] % size == 0:
+            ids = ids[:, :-size]
+        found = original(model, ids, config, keywords, **more)
+        keywords.update({name: value for name, value in kept.items() if name in ("attention_mask", "position_ids")})
+        return found
+
+    with patches.generation("_prefill", change):
+        yield
+
+
+@fault(
+    "KV-3", FILE, f"size-7-{FED}-llama-gqa", source="our own: `if ids.shape[1] == 1: # a step`", unseen="larger chunks"
+)
+def last_chunk_of_one_token_is_a_step() -> Iterator[None]:
+    """A last chunk of a single token is counted as cached before it goes in."""
+
+    def change(original: Any, model: Any, ids: Tensor, *args: Any, **more: Any) -> Any:
+        inputs = original(model, ids, *args, **more)
+        alone = ids.shape[1] == 1 and patches.cached(more) and more.get("is_first_iteration")
+        if alone and inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"] + 1
+        return inputs
+
+    with patches.generation("prepare_inputs_for_generation", change):
+        yield

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from suites.meta.faults import after_loading, fault, swapped
+from suites.meta.faults import after_loading, fault, patches, swapped
 
 WEIGHTS = ("memory/test_weights.py", "llama-gqa and float32")
+OWN = "memory/test_cache_in_use.py"
+LEFT = (OWN, "left_a_cache and dynamic-plain-llama-gqa")
 CACHE = ("memory/test_kv_cache.py", "llama-gqa and float32")
 
 
@@ -93,4 +95,60 @@ def cache_keeps_the_previous_step() -> Iterator[None]:
         return original(self, *args, **more)
 
     with swapped(DynamicLayer, "update", update):
+        yield
+
+
+@fault("MEM-2", *LEFT, source="our own: a view of nothing, on everything", unseen="outputs")
+def reset_keeps_the_storage() -> Iterator[None]:
+    """A cache that was reset shows no token, and holds on to the bytes of all until the next request has come."""
+
+    def change(reset: Any, layer: Any) -> None:
+        layer.keys, layer.values = layer.keys[..., 1:1, :], layer.values[..., 1:1, :]
+        layer.spare = [layer.keys.as_strided((layer.keys.untyped_storage().nbytes() // layer.keys.itemsize,), (1,), 0)]
+
+    with patches.layers(change, "DynamicLayer", method="reset"):
+        yield
+
+
+@fault("MEM-2", *LEFT, source="our own: room for rows that may come", unseen="outputs; batches that stay")
+def rows_that_left_keep_their_room() -> Iterator[None]:
+    """Where rows are selected, the batch as it was before stays beside them."""
+
+    def change(select: Any, layer: Any, indices: Tensor) -> None:
+        layer.room = layer.keys, layer.values
+        select(layer, indices)
+
+    with patches.layers(change, "DynamicLayer", method="batch_select_indices"):
+        yield
+
+
+@fault(
+    "MEM-2",
+    OWN,
+    "of_generate and dynamic-mistral-window",
+    source="https://github.com/huggingface/transformers/pull/40002",
+    unseen="outputs; caches that are made by hand; no window",
+)
+def cache_of_generate_knows_no_window() -> Iterator[None]:
+    """The cache that `generate` makes is not told of the config: layers with a window keep every token."""
+    from transformers import DynamicCache
+    from transformers.generation import utils
+
+    class Plain(DynamicCache):  # type: ignore[misc]
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__()
+
+    with swapped(utils, "DynamicCache", Plain):
+        yield
+
+
+@fault("MEM-2", OWN, "of_generate and static-llama-gqa", source="our own: the longest, to be safe", unseen="outputs")
+def static_cache_of_generate_is_as_long_as_the_context() -> Iterator[None]:
+    """`generate` makes a static cache for the longest text that a model takes, and not for the request."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        more["max_cache_len"] = model.config.max_position_embeddings
+        return original(model, *args, **more)
+
+    with patches.generation("_prepare_static_cache", change):
         yield

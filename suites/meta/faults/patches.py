@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
@@ -151,3 +152,24 @@ def written(change: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
 
     with swapped(Cache, "update", update):
         yield
+
+
+@contextmanager
+def generation(method: str, change: Callable[..., Any]) -> Iterator[None]:
+    """Patch a method of transformers' `generate`. change(original, model, *args, **keywords)."""
+    from transformers import GenerationMixin
+
+    original = getattr(GenerationMixin, method)
+
+    @wraps(original)  # whose signature transformers looks at
+    def patched(self: Any, *args: Any, **keywords: Any) -> Any:
+        return change(original, self, *args, **keywords)
+
+    with swapped(GenerationMixin, method, patched):
+        yield
+
+
+def cached(keywords: dict[str, Any]) -> int:
+    """How many tokens are in the cache that a method of `generate` is handed, by either of its names."""
+    cache = keywords.get("cache", keywords.get("past_key_values"))
+    return 0 if cache is None else int(cache.get_seq_length())

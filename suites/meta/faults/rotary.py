@@ -105,6 +105,29 @@ def yarn_ignores_mscale() -> Iterator[None]:
         yield
 
 
+@fault(
+    "POS-1",
+    TABLES,
+    "rope-yarn-cpu or rope-yarn-cuda",
+    source="https://github.com/huggingface/transformers/issues/38224",
+    unseen="max_position_embeddings that is the trained length times the factor",
+)
+def yarns_factor_is_a_ratio_of_lengths() -> Iterator[None]:
+    """The factor is max_position_embeddings over the trained length, whatever `factor` says: for Qwen2.5 1, not 4."""
+
+    def change(original: Any, config: Any, *args: Any, **more: Any) -> Any:
+        p = parameters(config)
+        kept, trained = p["factor"], p.get("original_max_position_embeddings") or config.max_position_embeddings
+        p["factor"] = config.max_position_embeddings / trained
+        try:
+            return original(config, *args, **more)
+        finally:
+            p["factor"] = kept
+
+    with scaling("yarn", change):
+        yield
+
+
 @fault("POS-1", TABLES, "rope-linear", source="our own", unseen="factor 1")
 def linear_scaling_is_applied_twice() -> Iterator[None]:
     """Positions are divided by the factor, and the frequencies too."""
@@ -289,6 +312,28 @@ def rope_theta_is_lost_in_loading() -> Iterator[None]:
         table.copy_(1 / 10000 ** (torch.arange(len(table), device=table.device) / len(table)))
 
     with after_loading(change):
+        yield
+
+
+@fault(
+    "POS-5",
+    DECLARED,
+    "older_words and rope-llama3",
+    source="our own: a key that is read where the other is not there",
+    unseen="configs in the words of transformers 5, or without a scaling; a base of 10,000",
+)
+def base_beside_a_scaling_is_lost() -> Iterator[None]:
+    """Where config.json has rope_theta beside rope_scaling, the base is the architecture's default."""
+    from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
+
+    original = RotaryEmbeddingConfigMixin.convert_rope_params_to_dict
+
+    def convert(self: Any, **keywords: Any) -> Any:
+        if keywords.get("rope_scaling"):
+            keywords["rope_theta"] = self.default_theta
+        return original(self, **keywords)
+
+    with swapped(RotaryEmbeddingConfigMixin, "convert_rope_params_to_dict", convert):
         yield
 
 

@@ -1,0 +1,56 @@
+"""A key-value cache that `generate` makes, or that something has left, takes the bytes that arithmetic predicts."""
+
+import pytest
+import torch
+
+from fixtures.caching import operate
+from fixtures.decoding import decode, one_by_one
+from fixtures.generation import generated, using
+from fixtures.meters import storage_bytes, tensors
+from fixtures.oracles.memory import kv_bytes, windows
+from fixtures.questions import Usage
+
+PROMPT, STEPS = 40, 3
+UNWINDOWED = (frozenset(), frozenset({"gqa"}))
+# How many tokens are left after an operation, and which rows of two.
+LEFT = {"select": (PROMPT + STEPS, [1]), "reset": (0, [0, 1])}
+CHANGES = [Usage(word, needs=frozenset({"exact", word})) for word in LEFT]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+# Where rows are selected, a window's layer also drops the one slot that it holds beyond it.
+@pytest.mark.applies(needs=UNWINDOWED, tier=("standard",), real=(False,))
+def test_what_left_a_cache_takes_no_bytes(case, kv_cache, dtype, change, device, model, make_ids, judge):
+    """MEM-2: a cache MUST take exactly 2 · kv_heads · head_dim · itemsize bytes for each token it has to keep."""
+    length, (kept, rows) = PROMPT + STEPS, LEFT[change.name]
+    cache = kv_cache.make(model.config, 2, length)
+
+    decode(model, cache, make_ids(2, length), one_by_one(PROMPT, length))
+    operate(cache, change.name, rows=torch.tensor(rows, device=device))
+
+    slots = [kv_cache.slots(kept, length, window) for window in windows(model.config)]
+    predicted = kv_bytes(model.config, batch=len(rows), slots=slots, itemsize=dtype.itemsize)
+    judge.exactly("bytes of the cache", storage_bytes(tensors(cache)), predicted, unit="bytes")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(tier=("standard",), real=(False,))
+def test_a_cache_of_generate_takes_the_predicted_bytes(case, kv_cache, dtype, device, make_ids, judge):
+    """MEM-2: a cache MUST take exactly 2 · kv_heads · head_dim · itemsize bytes for each token it has to keep."""
+    batch, length = 2, PROMPT + STEPS - 1  # the last token of an answer is not written
+    # Loaded anew: a static cache that `generate` makes is as long as the longest that it made for this model.
+    model = case.load(dtype, device)
+    seen = []
+    hook = model.register_forward_hook(
+        lambda module, args, out: seen.append(storage_bytes(tensors(out.past_key_values)))
+    )
+
+    with hook:
+        generated(model, make_ids(batch, PROMPT), STEPS, **using(model, kv_cache, length, rows=batch))
+
+    slots = [kv_cache.slots(length, length, window) for window in windows(model.config)]
+    predicted = kv_bytes(model.config, batch=batch, slots=slots, itemsize=dtype.itemsize)
+    judge.exactly("bytes of the cache", seen[-1], predicted, unit="bytes")
