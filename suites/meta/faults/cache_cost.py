@@ -115,6 +115,7 @@ def graph_is_compiled_for_each_shape() -> Iterator[None]:
 @fault("KV-16", *STEPS, source="https://github.com/ggml-org/llama.cpp/issues/3738", unseen="tokens; the first turn")
 def next_turn_is_computed_from_the_start() -> Iterator[None]:
     """`generate` empties the cache of an earlier turn, and feeds the whole text again."""
+    patches.empties("DynamicLayer")
 
     def change(original: Any, model: Any, ids: Tensor, config: Any, keywords: dict[str, Any], **more: Any) -> Any:
         if patches.cached(keywords):

@@ -361,7 +361,8 @@ def next_turn_of_a_padded_batch_counts_slots() -> Iterator[None]:
 
     def change(original: Any, model: Any, ids: Tensor, keywords: dict[str, Any]) -> Tensor:
         positions: Tensor = original(model, ids, keywords)
-        return torch.arange(positions.shape[1]).expand_as(positions) if patches.cached(keywords) else positions
+        slots = torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
+        return slots if patches.cached(keywords) else positions
 
     with patches.generation("_prepare_position_ids_for_generation", change):
         yield
@@ -453,6 +454,7 @@ def end_in_the_prompt_ends_the_answer() -> Iterator[None]:
 )
 def end_inside_a_draft_ends_nothing() -> Iterator[None]:
     """Assisted decoding looks at the last token that was accepted, and goes on behind an end before it."""
+    patches.reads("_assisted_decoding", "_eos_token_tensor")
 
     def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
         more["generation_config"]._eos_token_tensor = None

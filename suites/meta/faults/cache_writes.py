@@ -399,7 +399,7 @@ def last_chunk_of_one_token_is_a_step() -> Iterator[None]:
 
     def change(original: Any, model: Any, ids: Tensor, *args: Any, **more: Any) -> Any:
         inputs = original(model, ids, *args, **more)
-        alone = ids.shape[1] == 1 and patches.cached(more) and more.get("is_first_iteration")
+        alone = ids.shape[1] == 1 and patches.cached(more) and more.get("is_first_iteration", True)
         if alone and inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"] + 1
         return inputs

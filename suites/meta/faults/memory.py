@@ -101,6 +101,7 @@ def cache_keeps_the_previous_step() -> Iterator[None]:
 @fault("MEM-2", *LEFT, source="our own: a view of nothing, on everything", unseen="outputs")
 def reset_keeps_the_storage() -> Iterator[None]:
     """A cache that was reset shows no token, and holds on to the bytes of all until the next request has come."""
+    patches.empties("DynamicLayer")
 
     def change(reset: Any, layer: Any) -> None:
         layer.keys, layer.values = layer.keys[..., 1:1, :], layer.values[..., 1:1, :]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
+from inspect import getsource
 from typing import Any
 
 import torch
@@ -173,3 +174,19 @@ def cached(keywords: dict[str, Any]) -> int:
     """How many tokens are in the cache that a method of `generate` is handed, by either of its names."""
     cache = keywords.get("cache", keywords.get("past_key_values"))
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def reads(method: str, name: str) -> None:
+    """Raise AttributeError unless a method of `generate` mentions a name by which it could be misled."""
+    from transformers import GenerationMixin
+
+    if name not in getsource(getattr(GenerationMixin, method)):
+        raise AttributeError(f"{method} does not read {name}")
+
+
+def empties(layer: str) -> None:
+    """Raise AttributeError unless a kind of cache layer has a reset of its own: others write zeros over what stays."""
+    from transformers import cache_utils
+
+    if "reset" not in vars(getattr(cache_utils, layer)):
+        raise AttributeError(f"{layer} has no reset of its own")
