@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -212,12 +213,16 @@ def _told(item: pytest.Item, end: ending.Ending, judge: Judge, seconds: float) -
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
-    """Warnings are heard here, for the record, and passed on to pytest."""
+    """Warnings are heard here, for the record, and passed on to pytest.
+
+    One that is an error to pytest's filters has raised where it was warned, unless that was under filters of its own.
+    """
     with warnings.catch_warnings(record=True) as heard:
         item.stash[WARNED] = heard
         result = yield
     for w in heard:
-        warnings.warn_explicit(w.message, None, w.filename, w.lineno, source=w.source)
+        with contextlib.suppress(w.category):
+            warnings.warn_explicit(w.message, None, w.filename, w.lineno, source=w.source)
     return result
 
 

@@ -119,6 +119,23 @@ def test_truth_that_stays_undecided_is_inconclusive(verdict_of):
     assert found.code == 6
 
 
+def test_a_warning_under_filters_of_its_own_does_not_end_the_run(verdict_of):
+    warns = '''
+    def test_warns(judge):
+        """TEST-1: one MUST be one."""
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("heard, and passed on")
+        judge.exactly("one", 1, 1)
+    '''
+    found = verdict_of([warns], "", "-W", "error")
+
+    assert found.code == 0, found.printed
+    assert "heard, and passed on" in str(found.records[0].warnings)
+
+
 def test_what_was_measured_before_a_run_stops_is_kept(verdict_of):
     stop = '''
     def test_stops(judge):
