@@ -8,7 +8,7 @@ from fixtures.caching import misplaced, operate
 from fixtures.decoding import decode, padded_left
 from fixtures.generation import follower, generated, using
 from fixtures.questions import Usage
-from fixtures.rounded_caches import handed, one_layer, outlier_inputs
+from fixtures.rounded_caches import handed, llama, outlier_inputs
 
 BEAMS = Usage("beams", needs=frozenset({"exact", "reorder"}))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -57,7 +57,7 @@ def test_beam_search_finds_what_recomputing_finds(case, kv_cache, dtype, usage, 
 
 # Two orders come before what was rounded is rounded again, and some after.
 ORDERS = [[1, 2, 0], [2, 1, 0], [1, 2, 0], [1, 0, 2]]
-ROUNDED = Usage("reordered", (64, 1, 1, 14, 16, 1), frozenset({"rounds", "reorder"}), config=one_layer)
+ROUNDED = Usage("reordered", (64, 1, 1, 14, 16, 1), frozenset({"rounds", "reorder"}), config=llama)
 
 
 @DTYPES

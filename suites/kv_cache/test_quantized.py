@@ -1,6 +1,6 @@
 """A cache that rounds what it keeps costs what textbook rounding costs, and saves the bytes that it claims."""
 
-from functools import cache
+from functools import partial
 
 import pytest
 import torch
@@ -9,22 +9,14 @@ from fixtures.caching import write
 from fixtures.decoding import decode
 from fixtures.distances import relative, relative_rows
 from fixtures.meters import storage_bytes, tensors
-from fixtures.models import configured
 from fixtures.oracles.kv_rounding import rounded_bytes, rounded_tokens, textbook
 from fixtures.oracles.memory import kv_width
 from fixtures.questions import Usage
-from fixtures.rounded_caches import outlier_inputs, textbook_cache, with_key_outliers
+from fixtures.rounded_caches import llama, outlier_inputs, textbook_cache, with_key_outliers
 
 ROUNDS = frozenset({"rounds"})
 STEP = (1,)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
-
-
-@cache
-def llama():
-    """Four layers, two key heads of size 32."""
-    shape = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return configured("llama", {**shape, "num_hidden_layers": 4})
 
 
 # What a layer's numbers are multiplied with: a scale that does not follow them saturates, or rounds them to nothing.
@@ -33,7 +25,7 @@ LOUDNESS = (1.0, 2.0**6, 2.0**-6, 2.0**4)
 # The token that is an outlier comes with the prompt, or late; the last few tokens are not rounded yet.
 LATE = {"steps": 20, "chunks": 40, "late-token": 100}
 WIDTHS = {"steps": (64, *STEP * 72), "chunks": (64, 1, 31, 64, *STEP * 8), "late-token": (64, *STEP * 72)}
-WRITES = [Usage(name, widths, ROUNDS, config=llama) for name, widths in WIDTHS.items()]
+WRITES = [Usage(name, widths, ROUNDS, config=partial(llama, len(LOUDNESS))) for name, widths in WIDTHS.items()]
 
 
 @DTYPES

@@ -9,7 +9,7 @@ from fixtures.caching import misplaced
 from fixtures.decoding import decode, handing, padded_left
 from fixtures.generation import generated
 from fixtures.questions import Usage
-from fixtures.rounded_caches import handed, one_layer, outlier_inputs
+from fixtures.rounded_caches import handed, llama, outlier_inputs
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 LENGTHS = {"shorter": (40, 12), "as-long": (30, 30), "longer": (12, 40)}
@@ -44,7 +44,7 @@ def test_second_request_is_answered_as_the_first(case, kv_cache, dtype, usage, d
         judge(logits, reference, golden, what=what)
 
 
-ROUNDED = Usage("again", (40, *[1] * 40), frozenset({"rounds", "reset"}), config=one_layer)
+ROUNDED = Usage("again", (40, *[1] * 40), frozenset({"rounds", "reset"}), config=llama)
 
 
 @DTYPES

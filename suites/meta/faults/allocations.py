@@ -139,7 +139,7 @@ def chunks_compute_logits_for_every_position() -> Iterator[None]:
     def run(original: Any, self: Any, *args: Any, **more: Any) -> Any:
         return original(self, *args, **more | ({"logits_to_keep": 0} if any(inside) else {}))
 
-    with _generating(chunked), _forward("LlamaForCausalLM", run):
+    with patches.generation("generate", chunked), _forward("LlamaForCausalLM", run):
         yield
 
 
@@ -154,19 +154,6 @@ def head_runs_twice_a_step() -> Iterator[None]:
 
     with _forward("LlamaForCausalLM", run):
         yield
-
-
-def _generating(run: Callable[..., Any]) -> Any:
-    """`generate`, as a function of the original."""
-    from transformers import GenerationMixin
-
-    original = GenerationMixin.generate
-
-    @functools.wraps(original)
-    def generate(self: Any, *args: Any, **more: Any) -> Any:
-        return run(original, self, *args, **more)
-
-    return swapped(GenerationMixin, "generate", generate)
 
 
 def _answering(change: Callable[[Any], None]) -> Any:

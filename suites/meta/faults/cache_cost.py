@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 
-from suites.meta.faults import fault, patches, swapped
+from suites.meta.faults import fault, patches
 
 STEPS = ("kv_cache/test_engagement.py", "dynamic-plain-llama-gqa")
 WORK = ("kv_cache/test_cost.py", "attention_and_no_more and dynamic-plain-llama-gqa")
@@ -22,19 +22,22 @@ def busy(seconds: float) -> None:
         pass
 
 
+def _recomputing(when: Callable[[dict[str, Any]], bool]) -> Callable[..., Any]:
+    """`generate` without the cache that it was asked for. when(its keywords) -> whether."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        if when(more):
+            more["generation_config"].use_cache = False
+            more = {name: value for name, value in more.items() if name not in ("cache", "past_key_values")}
+        return original(model, *args, **more)
+
+    return change
+
+
 @fault("KV-16", *STEPS, source="our own: an option that is overwritten", unseen="tokens")
 def wish_for_a_cache_is_lost() -> Iterator[None]:
     """`generate` recomputes the whole text for every token."""
-    from transformers import GenerationMixin
-
-    original = GenerationMixin.generate
-
-    def generate(self: Any, *args: Any, **keywords: Any) -> Any:
-        keywords["generation_config"].use_cache = False
-        kept = {name: value for name, value in keywords.items() if name not in ("cache", "past_key_values")}
-        return original(self, *args, **kept)
-
-    with swapped(GenerationMixin, "generate", generate):
+    with patches.generation("generate", _recomputing(lambda keywords: True)):
         yield
 
 
@@ -129,12 +132,5 @@ def next_turn_is_computed_from_the_start() -> Iterator[None]:
 @fault("KV-16", *STEPS, source="our own: a way out for what the cache cannot mask", unseen="tokens; no padding")
 def padded_batches_are_not_cached() -> Iterator[None]:
     """Where a batch is padded, `generate` recomputes the whole text for every token."""
-
-    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
-        if not bool(more["attention_mask"].all()):
-            more["generation_config"].use_cache = False
-            more = {name: value for name, value in more.items() if name not in ("cache", "past_key_values")}
-        return original(model, *args, **more)
-
-    with patches.generation("generate", change):
+    with patches.generation("generate", _recomputing(lambda keywords: not bool(keywords["attention_mask"].all()))):
         yield

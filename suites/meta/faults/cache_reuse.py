@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
-from inspect import signature
 from typing import Any
 
 import torch
@@ -138,20 +136,14 @@ def turn_starts_at_position_zero() -> Iterator[None]:
 )
 def next_turn_feeds_the_last_token_again() -> Iterator[None]:
     """`generate` on the cache of an earlier turn feeds one more token than is new: the last that is cached."""
-    from transformers import GenerationMixin
+    patches.reads("prepare_inputs_for_generation", "next_sequence_length")
 
-    original = GenerationMixin.prepare_inputs_for_generation
-    if "next_sequence_length" not in signature(original).parameters:
-        raise AttributeError("generate does not say how many tokens are new")
-
-    @wraps(original)
-    def prepare(self: Any, ids: Tensor, next_sequence_length: int | None = None, **more: Any) -> Any:
-        past = int(held.get_seq_length()) if (held := more.get("cache", more.get("past_key_values"))) is not None else 0
-        if more.get("is_first_iteration") and past and next_sequence_length is not None:
+    def change(original: Any, model: Any, ids: Tensor, next_sequence_length: int | None = None, **more: Any) -> Any:
+        if more.get("is_first_iteration") and patches.cached(more) and next_sequence_length is not None:
             next_sequence_length += 1
-        return original(self, ids, next_sequence_length=next_sequence_length, **more)
+        return original(model, ids, next_sequence_length=next_sequence_length, **more)
 
-    with swapped(GenerationMixin, "prepare_inputs_for_generation", prepare):
+    with patches.generation("prepare_inputs_for_generation", change):
         yield
 
 
@@ -190,16 +182,25 @@ def recomputation_forgets_the_beginning() -> Iterator[None]:
 )
 def prompt_of_one_token_is_taken_for_a_step() -> Iterator[None]:
     """`generate` counts a prompt of one token as cached before it goes in."""
-    from transformers import GenerationMixin
 
-    original = GenerationMixin._prepare_position_ids_for_generation
-
-    def prepare(self: Any, *args: Any, **more: Any) -> Tensor:
-        positions: Tensor = original(self, *args, **more)
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Tensor:
+        positions: Tensor = original(model, *args, **more)
         return positions + 1 if positions.shape[1] == 1 else positions
 
-    with swapped(GenerationMixin, "_prepare_position_ids_for_generation", prepare):
+    with patches.generation("_prepare_position_ids_for_generation", change):
         yield
+
+
+def _handed_on(cast: Callable[[Tensor, torch.dtype], Tensor]) -> AbstractContextManager[None]:
+    """Positions that `generate` hands to its model. cast(positions, the model's dtype) -> positions."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        inputs = original(model, *args, **more)
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = cast(inputs["position_ids"], model.dtype)
+        return inputs
+
+    return patches.generation("prepare_inputs_for_generation", change)
 
 
 @fault(
@@ -211,18 +212,7 @@ def prompt_of_one_token_is_taken_for_a_step() -> Iterator[None]:
 )
 def generated_positions_are_int8() -> Iterator[None]:
     """`generate` hands on positions in 8 bits: token 128 stands at -128."""
-    from transformers import GenerationMixin
-
-    original = GenerationMixin.prepare_inputs_for_generation
-
-    @wraps(original)
-    def prepare(self: Any, *args: Any, **more: Any) -> Any:
-        inputs = original(self, *args, **more)
-        if inputs.get("position_ids") is not None:
-            inputs["position_ids"] = inputs["position_ids"].to(torch.int8).long()
-        return inputs
-
-    with swapped(GenerationMixin, "prepare_inputs_for_generation", prepare):
+    with _handed_on(lambda positions, dtype: positions.to(torch.int8).long()):
         yield
 
 
@@ -235,15 +225,11 @@ def generated_positions_are_int8() -> Iterator[None]:
 )
 def a_prompts_positions_are_int8() -> Iterator[None]:
     """`generate` numbers a prompt in 8 bits and counts on from there: token 128 stands at -128."""
-    from transformers import GenerationMixin
 
-    original = GenerationMixin._prepare_position_ids_for_generation
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        return original(model, *args, **more).to(torch.int8).long()
 
-    @wraps(original)
-    def prepare(self: Any, *args: Any, **more: Any) -> Tensor:
-        return original(self, *args, **more).to(torch.int8).long()
-
-    with swapped(GenerationMixin, "_prepare_position_ids_for_generation", prepare):
+    with patches.generation("_prepare_position_ids_for_generation", change):
         yield
 
 
@@ -418,14 +404,7 @@ def chunks_of_a_later_turn_are_counted_from_zero() -> Iterator[None]:
 )
 def generated_positions_are_bfloat16() -> Iterator[None]:
     """`generate` hands on positions in the model's dtype: in bfloat16 token 257 stands at 256."""
-
-    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
-        inputs = original(model, *args, **more)
-        if inputs.get("position_ids") is not None:
-            inputs["position_ids"] = inputs["position_ids"].to(model.dtype).long()
-        return inputs
-
-    with patches.generation("prepare_inputs_for_generation", change):
+    with _handed_on(lambda positions, dtype: positions.to(dtype).long()):
         yield
 
 

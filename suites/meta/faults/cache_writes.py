@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
 import torch
@@ -210,19 +209,14 @@ def chunk_loses_its_last_token() -> Iterator[None]:
 @contextmanager
 def _chunk(change: Callable[[Tensor, dict[str, Any]], Tensor]) -> Iterator[None]:
     """Patch what `generate` feeds of a prompt that goes in by pieces, but the first. change(ids, keywords) -> ids."""
-    from transformers import GenerationMixin
 
-    original = GenerationMixin.prepare_inputs_for_generation
-
-    @wraps(original)
-    def prepare(self: Any, ids: Tensor, *args: Any, **more: Any) -> Any:
-        cache, real = more.get("cache", more.get("past_key_values")), more.get("attention_mask")
-        past = 0 if cache is None else int(cache.get_seq_length())
+    def prepare(original: Any, model: Any, ids: Tensor, *args: Any, **more: Any) -> Any:
+        past, real = patches.cached(more), more.get("attention_mask")
         if past and real is not None and ids.shape[1] > 1 and past + ids.shape[1] == real.shape[1]:
             ids = change(ids, more)
-        return original(self, ids, *args, **more)
+        return original(model, ids, *args, **more)
 
-    with swapped(GenerationMixin, "prepare_inputs_for_generation", prepare):
+    with patches.generation("prepare_inputs_for_generation", prepare):
         yield
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -302,15 +303,21 @@ def model_is_loaded_with_eager_attention() -> Iterator[None]:
 )
 def eager_attention_runs_as_sdpa() -> Iterator[None]:
     """The config says sdpa, and eager attention runs under that name."""
+    with _eager(lambda q: True):
+        yield
+
+
+def _eager(when: Callable[[Tensor], bool]) -> AbstractContextManager[None]:
+    """GPT-BigCode's eager attention under the name of another. when(queries) -> whether."""
     from transformers.models.gpt_bigcode.modeling_gpt_bigcode import eager_attention_forward
 
     def change(
         forward: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **more: Any
     ) -> Any:
-        return eager_attention_forward(module, q, k, v, mask, scaling, **more)
+        answers = eager_attention_forward if when(q) else forward
+        return answers(module, q, k, v, mask, scaling=scaling, **more)
 
-    with patches.interface(change):
-        yield
+    return patches.interface(change)
 
 
 @fault(
@@ -348,13 +355,5 @@ def an_answer_depends_on_the_longest_request() -> Iterator[None]:
 )
 def steps_run_eager_as_sdpa() -> Iterator[None]:
     """Prompts run sdpa, and steps eager attention, under one name."""
-    from transformers.models.gpt_bigcode.modeling_gpt_bigcode import eager_attention_forward
-
-    def change(
-        forward: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **more: Any
-    ) -> Any:
-        answers = eager_attention_forward if q.shape[2] == 1 else forward
-        return answers(module, q, k, v, mask, scaling=scaling, **more)
-
-    with patches.interface(change):
+    with _eager(lambda q: q.shape[2] == 1):
         yield
