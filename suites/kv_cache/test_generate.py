@@ -132,4 +132,5 @@ def test_a_drafted_answer_ends_with_its_end(case, kv_cache, dtype, drafts, devic
 
     # Not held to be `free`, cut: tokens that are checked in other numbers at once are rounded otherwise.
     judge.exactly("ends before the last token", ended[:-1].count(free[3]), 0)
-    judge.exactly("tokens in the cache", cached, PROMPT + len(ended) - 1)
+    told = "the next turn goes on from what is cached: a draft behind the end is to be gone"
+    judge.exactly("tokens in the cache", cached, PROMPT + len(ended) - 1, detail=told)

@@ -122,6 +122,7 @@ def all_of(*contexts: AbstractContextManager[Any]) -> ExitStack:
 
 from suites.meta.faults import (  # noqa: E402 - each registers its faults here
     allocations,
+    answers,
     arithmetic,
     batches,
     cache_cost,
@@ -144,6 +145,7 @@ from suites.meta.faults import (  # noqa: E402 - each registers its faults here
     products,
     quantization,
     quantized_models,
+    requests,
     rotary,
     rounding,
     scores,
@@ -158,6 +160,7 @@ __all__ = [
     "FAULTS",
     "Fault",
     "allocations",
+    "answers",
     "arithmetic",
     "batches",
     "cache_cost",
@@ -181,6 +184,7 @@ __all__ = [
     "products",
     "quantization",
     "quantized_models",
+    "requests",
     "rotary",
     "rounding",
     "scores",

@@ -1,9 +1,7 @@
-"""Faults that allocate: on the way of a load, of a prompt and of a step, or for good, request by request."""
+"""Faults that allocate: on the way of a load, of a prompt and of a step, or in a place that has no room."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -24,15 +22,8 @@ PROMPT = ("memory/test_prefill.py", "test_peak and llama-gqa")
 STEP = ("memory/test_decode.py", "llama-gqa and dynamic-plain")
 STATIC = ("memory/test_decode.py", "llama-gqa and static and not spare")
 GROWTH = ("memory/test_growth.py", "float32 and sdpa and not math")
-PLAIN = ("memory/test_requests.py", "test_requests_give and plain and llama-gqa")
-FAILED = ("memory/test_requests.py", "test_requests_give and failed and llama-gqa")
-OBJECTS = ("memory/test_requests.py", "leave_no_objects and plain")
-LOOKED_UP = ("memory/test_requests.py", "test_requests_give and looked-up and llama-gqa")
-SAMPLED = ("memory/test_requests.py", "test_requests_give and sampled and llama-gqa")
 BEAM_LOGITS = ("memory/test_prefill.py", "every_way and beams and llama-gqa")
 DRAFT_LOGITS = ("memory/test_prefill.py", "every_way and looked-up and llama-gqa")
-BEAMS = ("memory/test_requests.py", "test_requests_give and beams and llama-gqa")
-GRAPH = ("memory/test_requests.py", "test_requests_keep and llama-gqa")
 PLACES = ("memory/test_placement.py", "mistral-window and float32 and 0.9")
 
 
@@ -120,7 +111,7 @@ def generate_computes_logits_for_every_position() -> Iterator[None]:
     def run(original: Any, self: Any, *args: Any, **more: Any) -> Any:
         return original(self, *args, **{**more, "logits_to_keep": 0})
 
-    with _forward("LlamaForCausalLM", run):
+    with patches.forward("LlamaForCausalLM", run):
         yield
 
 
@@ -139,7 +130,7 @@ def chunks_compute_logits_for_every_position() -> Iterator[None]:
     def run(original: Any, self: Any, *args: Any, **more: Any) -> Any:
         return original(self, *args, **more | ({"logits_to_keep": 0} if any(inside) else {}))
 
-    with patches.generation("generate", chunked), _forward("LlamaForCausalLM", run):
+    with patches.generation("generate", chunked), patches.forward("LlamaForCausalLM", run):
         yield
 
 
@@ -152,7 +143,7 @@ def head_runs_twice_a_step() -> Iterator[None]:
         self.lm_head(torch.zeros(1, 1, self.config.hidden_size, dtype=self.dtype, device=self.device))
         return out
 
-    with _forward("LlamaForCausalLM", run):
+    with patches.forward("LlamaForCausalLM", run):
         yield
 
 
@@ -164,21 +155,7 @@ def _answering(change: Callable[[Any], None]) -> Any:
         change(out)
         return out
 
-    return _forward("LlamaForCausalLM", run)
-
-
-def _forward(name: str, run: Callable[..., Any]) -> Any:
-    """The forward of a class of Llama's, as a function of the original."""
-    from transformers.models.llama import modeling_llama
-
-    owner = getattr(modeling_llama, name)
-    original = owner.forward
-
-    @functools.wraps(original)
-    def forward(self: Any, *args: Any, **more: Any) -> Any:
-        return run(original, self, *args, **more)
-
-    return swapped(owner, "forward", forward)
+    return patches.forward("LlamaForCausalLM", run)
 
 
 @fault("MEM-6", *PROMPT, source="our own: what each layer returned is kept for inspection", unseen="outputs")
@@ -196,7 +173,7 @@ def hidden_states_of_every_layer_stay_alive() -> Iterator[None]:
         finally:
             held.clear()
 
-    with _forward("LlamaMLP", mlp), _forward("LlamaModel", model):
+    with patches.forward("LlamaMLP", mlp), patches.forward("LlamaModel", model):
         yield
 
 
@@ -215,7 +192,7 @@ def causal_mask_is_a_table() -> Iterator[None]:
         del table
         return out
 
-    with _forward("LlamaModel", model):
+    with patches.forward("LlamaModel", model):
         yield
 
 
@@ -229,7 +206,7 @@ def workspace_is_taken_at_every_call() -> Iterator[None]:
         del workspace
         return out
 
-    with _forward("LlamaModel", model):
+    with patches.forward("LlamaModel", model):
         yield
 
 
@@ -299,151 +276,6 @@ def fused_attention_is_handed_a_table_for_a_mask() -> Iterator[None]:
         yield
 
 
-@fault("MEM-9", *PLAIN, source="https://github.com/generative-computing/mellea/pull/544", unseen="a single request")
-def cache_is_kept_for_each_request() -> Iterator[None]:
-    """Every cache stays in a list."""
-    from transformers.cache_utils import Cache
-
-    kept: list[Any] = []
-    original = Cache.__init__
-
-    def init(self: Any, *args: Any, **more: Any) -> None:
-        original(self, *args, **more)
-        kept.append(self)
-
-    with swapped(Cache, "__init__", init):
-        yield
-    kept.clear()
-
-
-@fault("MEM-9", *PLAIN, source="our own: prefixes that are worth keeping, and no end of them", unseen="short prompts")
-def long_prompts_are_kept_for_the_next() -> Iterator[None]:
-    """What a prompt of 32 tokens and more has become stays in a list."""
-    kept: list[Tensor] = []
-
-    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
-        out = original(self, input_ids=input_ids, **more)
-        if input_ids.shape[1] >= 32:
-            kept.append(out.last_hidden_state)
-        return out
-
-    with _forward("LlamaModel", model):
-        yield
-    kept.clear()
-
-
-@fault("MEM-9", *LOOKED_UP, source="our own: a count of what was accepted", unseen="requests without speculation")
-def drafts_are_kept_for_statistics() -> Iterator[None]:
-    """The candidates of every prompt lookup stay in a list."""
-    from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
-
-    kept: list[Any] = []
-    original = PromptLookupCandidateGenerator.get_candidates
-
-    def candidates(self: Any, *args: Any, **more: Any) -> Any:
-        found = original(self, *args, **more)
-        kept.append(found[0].clone())
-        return found
-
-    with swapped(PromptLookupCandidateGenerator, "get_candidates", candidates):
-        yield
-    kept.clear()
-
-
-@fault("MEM-9", *FAILED, source="our own: an error that is kept for a log", unseen="requests that end well")
-def failed_request_keeps_its_frames() -> Iterator[None]:
-    """The error is kept for a log, and with its traceback all that the request held."""
-    kept: list[BaseException] = []
-
-    def model(original: Any, self: Any, *args: Any, **more: Any) -> Any:
-        try:
-            return original(self, *args, **more)
-        except Exception as error:
-            kept.append(error)
-            raise
-
-    with _forward("LlamaModel", model):
-        yield
-    kept.clear()
-
-
-@fault("MEM-9", *BEAMS, source="our own: a log of what beams were chosen", unseen="greedy requests")
-def beams_keep_their_order() -> Iterator[None]:
-    """The indices by which a cache was reordered stay in a list."""
-    from transformers.cache_utils import DynamicLayer
-
-    kept: list[Tensor] = []
-    original = DynamicLayer.reorder_cache
-
-    def reorder(self: Any, beam_idx: Tensor) -> None:
-        kept.append(beam_idx.clone())
-        original(self, beam_idx)
-
-    with swapped(DynamicLayer, "reorder_cache", reorder):
-        yield
-    kept.clear()
-
-
-@fault(
-    "MEM-9",
-    *OBJECTS,
-    source="https://github.com/vllm-project/vllm/issues/28726",
-    unseen="tensors, and caches of prompts that have an end",
-)
-def prompts_are_kept_as_lists() -> Iterator[None]:
-    """The tokens of every request are logged, as lists of numbers."""
-    kept: list[Any] = []
-
-    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
-        kept.append(input_ids.tolist())
-        return original(self, input_ids=input_ids, **more)
-
-    with _forward("LlamaModel", model):
-        yield
-    kept.clear()
-
-
-@fault("MEM-9", *OBJECTS, source="our own: numbers for a plot that nobody draws", unseen="tensors")
-def distributions_are_kept_in_numpy() -> Iterator[None]:
-    """The hidden state of every step is kept for statistics, as an array of numpy's."""
-    kept: list[Any] = []
-
-    def model(original: Any, self: Any, **more: Any) -> Any:
-        out = original(self, **more)
-        kept.append(out.last_hidden_state[:, -1].detach().cpu().float().numpy().copy())
-        return out
-
-    with _forward("LlamaModel", model):
-        yield
-    kept.clear()
-
-
-@fault("MEM-10", *GRAPH, source="our own: no_grad was lost when the method was wrapped", unseen="tokens")
-def generate_keeps_a_graph() -> Iterator[None]:
-    """`generate` runs with gradients."""
-    from transformers import GenerationMixin
-
-    inner = inspect.unwrap(GenerationMixin.generate)
-
-    def generate(self: Any, *args: Any, **more: Any) -> Any:
-        return inner(self, *args, **more)
-
-    with swapped(GenerationMixin, "generate", generate):
-        yield
-
-
-@fault("MEM-10", *GRAPH, source="our own: a wrapper that was meant for training", unseen="tokens")
-def forward_switches_gradients_on() -> Iterator[None]:
-    """A model's forward enables gradients, whatever its caller has said."""
-
-    def model(original: Any, self: Any, *args: Any, **more: Any) -> Any:
-        with torch.enable_grad():
-            return original(self, *args, **more)
-
-    with _forward("LlamaForCausalLM", model):
-        yield
-
-
 @fault("MEM-11", *PLACES, source="our own: a copy for the next request", unseen="outputs")
 def offloaded_weights_stay_after_a_request() -> Iterator[None]:
     """What was fetched for a layer's forward is not put away after it."""
@@ -486,34 +318,3 @@ def drafting_computes_logits_for_every_position() -> Iterator[None]:
 def _all_logits(original: Any, model: Any, *args: Any, **more: Any) -> Any:
     more.pop("logits_to_keep", None)
     return original(model, *args, **more)
-
-
-@fault("MEM-9", *SAMPLED, source="our own: log-probabilities that nobody asked for", unseen="greedy requests")
-def sampling_keeps_its_probabilities() -> Iterator[None]:
-    """What was drawn from stays in a list."""
-    kept: list[Tensor] = []
-    original = torch.multinomial
-
-    def multinomial(probabilities: Tensor, *args: Any, **more: Any) -> Tensor:
-        kept.append(probabilities)
-        return original(probabilities, *args, **more)
-
-    with swapped(torch, "multinomial", multinomial):
-        yield
-    kept.clear()
-
-
-@fault("MEM-9", *PLAIN, source="our own: a cache without an end, by shape", unseen="prompts of one length")
-def masks_are_kept_for_each_length() -> Iterator[None]:
-    """The mask of every length that a prompt ever had is kept for the next of that length."""
-    kept: dict[int, Tensor] = {}
-
-    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
-        length = input_ids.shape[1]
-        if length > 1 and length not in kept:
-            kept[length] = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
-        return original(self, input_ids=input_ids, **more)
-
-    with _forward("LlamaModel", model):
-        yield
-    kept.clear()

@@ -190,3 +190,23 @@ def empties(layer: str) -> None:
 
     if "reset" not in vars(getattr(cache_utils, layer)):
         raise AttributeError(f"{layer} has no reset of its own")
+
+
+def forward(name: str, run: Callable[..., Any]) -> Any:
+    """The forward of a class of Llama's, as a function of the original."""
+    from transformers.models.llama import modeling_llama
+
+    owner = getattr(modeling_llama, name)
+    original = owner.forward
+
+    @wraps(original)
+    def forward(self: Any, *args: Any, **more: Any) -> Any:
+        return run(original, self, *args, **more)
+
+    return swapped(owner, "forward", forward)
+
+
+def drop_the_oldest_values(crop: Any, layer: Any, count: int) -> None:
+    values = layer.values
+    crop(layer, count)
+    layer.values = values[..., values.shape[-2] - layer.keys.shape[-2] :, :]

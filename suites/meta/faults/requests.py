@@ -1,0 +1,196 @@
+"""Faults that keep something of a request: its caches, its numbers, its graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suites.meta.faults import fault, patches, swapped
+
+PLAIN = ("memory/test_requests.py", "test_requests_give and plain and llama-gqa")
+FAILED = ("memory/test_requests.py", "test_requests_give and failed and llama-gqa")
+OBJECTS = ("memory/test_requests.py", "leave_no_objects and plain")
+LOOKED_UP = ("memory/test_requests.py", "test_requests_give and looked-up and llama-gqa")
+SAMPLED = ("memory/test_requests.py", "test_requests_give and sampled and llama-gqa")
+BEAMS = ("memory/test_requests.py", "test_requests_give and beams and llama-gqa")
+GRAPH = ("memory/test_requests.py", "test_requests_keep and llama-gqa")
+
+
+@fault("MEM-9", *PLAIN, source="https://github.com/generative-computing/mellea/pull/544", unseen="a single request")
+def cache_is_kept_for_each_request() -> Iterator[None]:
+    """Every cache stays in a list."""
+    from transformers.cache_utils import Cache
+
+    kept: list[Any] = []
+    original = Cache.__init__
+
+    def init(self: Any, *args: Any, **more: Any) -> None:
+        original(self, *args, **more)
+        kept.append(self)
+
+    with swapped(Cache, "__init__", init):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *PLAIN, source="our own: prefixes that are worth keeping, and no end of them", unseen="short prompts")
+def long_prompts_are_kept_for_the_next() -> Iterator[None]:
+    """What a prompt of 32 tokens and more has become stays in a list."""
+    kept: list[Tensor] = []
+
+    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
+        out = original(self, input_ids=input_ids, **more)
+        if input_ids.shape[1] >= 32:
+            kept.append(out.last_hidden_state)
+        return out
+
+    with patches.forward("LlamaModel", model):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *LOOKED_UP, source="our own: a count of what was accepted", unseen="requests without speculation")
+def drafts_are_kept_for_statistics() -> Iterator[None]:
+    """The candidates of every prompt lookup stay in a list."""
+    from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+
+    kept: list[Any] = []
+    original = PromptLookupCandidateGenerator.get_candidates
+
+    def candidates(self: Any, *args: Any, **more: Any) -> Any:
+        found = original(self, *args, **more)
+        kept.append(found[0].clone())
+        return found
+
+    with swapped(PromptLookupCandidateGenerator, "get_candidates", candidates):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *FAILED, source="our own: an error that is kept for a log", unseen="requests that end well")
+def failed_request_keeps_its_frames() -> Iterator[None]:
+    """The error is kept for a log, and with its traceback all that the request held."""
+    kept: list[BaseException] = []
+
+    def model(original: Any, self: Any, *args: Any, **more: Any) -> Any:
+        try:
+            return original(self, *args, **more)
+        except Exception as error:
+            kept.append(error)
+            raise
+
+    with patches.forward("LlamaModel", model):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *BEAMS, source="our own: a log of what beams were chosen", unseen="greedy requests")
+def beams_keep_their_order() -> Iterator[None]:
+    """The indices by which a cache was reordered stay in a list."""
+    from transformers.cache_utils import DynamicLayer
+
+    kept: list[Tensor] = []
+    original = DynamicLayer.reorder_cache
+
+    def reorder(self: Any, beam_idx: Tensor) -> None:
+        kept.append(beam_idx.clone())
+        original(self, beam_idx)
+
+    with swapped(DynamicLayer, "reorder_cache", reorder):
+        yield
+    kept.clear()
+
+
+@fault(
+    "MEM-9",
+    *OBJECTS,
+    source="https://github.com/vllm-project/vllm/issues/28726",
+    unseen="tensors, and caches of prompts that have an end",
+)
+def prompts_are_kept_as_lists() -> Iterator[None]:
+    """The tokens of every request are logged, as lists of numbers."""
+    kept: list[Any] = []
+
+    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
+        kept.append(input_ids.tolist())
+        return original(self, input_ids=input_ids, **more)
+
+    with patches.forward("LlamaModel", model):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *OBJECTS, source="our own: numbers for a plot that nobody draws", unseen="tensors")
+def distributions_are_kept_in_numpy() -> Iterator[None]:
+    """The hidden state of every step is kept for statistics, as an array of numpy's."""
+    kept: list[Any] = []
+
+    def model(original: Any, self: Any, **more: Any) -> Any:
+        out = original(self, **more)
+        kept.append(out.last_hidden_state[:, -1].detach().cpu().float().numpy().copy())
+        return out
+
+    with patches.forward("LlamaModel", model):
+        yield
+    kept.clear()
+
+
+@fault("MEM-10", *GRAPH, source="our own: no_grad was lost when the method was wrapped", unseen="tokens")
+def generate_keeps_a_graph() -> Iterator[None]:
+    """`generate` runs with gradients."""
+    from transformers import GenerationMixin
+
+    inner = inspect.unwrap(GenerationMixin.generate)
+
+    def generate(self: Any, *args: Any, **more: Any) -> Any:
+        return inner(self, *args, **more)
+
+    with swapped(GenerationMixin, "generate", generate):
+        yield
+
+
+@fault("MEM-10", *GRAPH, source="our own: a wrapper that was meant for training", unseen="tokens")
+def forward_switches_gradients_on() -> Iterator[None]:
+    """A model's forward enables gradients, whatever its caller has said."""
+
+    def model(original: Any, self: Any, *args: Any, **more: Any) -> Any:
+        with torch.enable_grad():
+            return original(self, *args, **more)
+
+    with patches.forward("LlamaForCausalLM", model):
+        yield
+
+
+@fault("MEM-9", *SAMPLED, source="our own: log-probabilities that nobody asked for", unseen="greedy requests")
+def sampling_keeps_its_probabilities() -> Iterator[None]:
+    """What was drawn from stays in a list."""
+    kept: list[Tensor] = []
+    original = torch.multinomial
+
+    def multinomial(probabilities: Tensor, *args: Any, **more: Any) -> Tensor:
+        kept.append(probabilities)
+        return original(probabilities, *args, **more)
+
+    with swapped(torch, "multinomial", multinomial):
+        yield
+    kept.clear()
+
+
+@fault("MEM-9", *PLAIN, source="our own: a cache without an end, by shape", unseen="prompts of one length")
+def masks_are_kept_for_each_length() -> Iterator[None]:
+    """The mask of every length that a prompt ever had is kept for the next of that length."""
+    kept: dict[int, Tensor] = {}
+
+    def model(original: Any, self: Any, input_ids: Any = None, **more: Any) -> Any:
+        length = input_ids.shape[1]
+        if length > 1 and length not in kept:
+            kept[length] = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
+        return original(self, input_ids=input_ids, **more)
+
+    with patches.forward("LlamaModel", model):
+        yield
+    kept.clear()
