@@ -3,8 +3,10 @@
 import dataclasses
 
 import pytest
+import torch
 
 from fixtures import environment
+from fixtures.caching import unless_refused
 
 ASK = ("suites/attention/test_accuracy.py", "-k", "mha-33-full and float32 and eager")
 
@@ -58,6 +60,28 @@ def test_a_check_that_breaks_the_context_of_a_healthy_gpu_failed(conformance, mo
     assert count["failed"] == 1
     assert count["unverified"] == len(found.records) - 1 > 0
     assert found.code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "alive", "refused"),
+    [
+        (RuntimeError("not for this cache"), True, True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False, False),
+        (torch.OutOfMemoryError("no room"), True, False),
+    ],
+    ids=["refusal", "broken context", "no room"],
+)
+def test_an_operation_that_breaks_the_gpu_or_finds_no_room_was_not_refused(monkeypatch, error, alive, refused):
+    monkeypatch.setattr(environment, "context_is_alive", lambda device: alive)
+
+    def run():
+        raise error
+
+    if refused:
+        assert unless_refused(run, torch.ones(1))[1] == "RuntimeError: not for this cache"
+        return
+    with pytest.raises(type(error), match=str(error)):
+        unless_refused(run, torch.ones(1))
 
 
 @pytest.mark.parametrize(
