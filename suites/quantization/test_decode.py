@@ -66,6 +66,7 @@ def test_a_rounding_cache_costs_the_same_under_quantized_weights(
     found = decode(candidate, rounding.make(candidate.config), ids, one_by_one(PROMPT, ids.shape[1]))
 
     cost = kl_divergence(plain, wanted).mean()
+    noise = kl_divergence(plain, candidate(ids, use_cache=False).logits).mean()
     judge.exactly("the cache rounds", str(float(cost) > 0), "True")
-    apart = float(kl_divergence(wanted, found).mean() / cost)
-    judge.at_most("KL of packed to unpacked, in parts of what the cache costs", apart, quantizer.formed(device))
+    apart = float(kl_divergence(wanted, found).mean() / (cost + noise))
+    judge.at_most("KL of packed to unpacked, in parts of what cache and products cost", apart, quantizer.formed(device))

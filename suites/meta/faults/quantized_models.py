@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suites.meta.faults import after_loading, fault, swapped
+from suites.meta.faults import after_loading, fault, patches, swapped
 from suites.meta.faults.products import bytes_each, four_bits
 
 KEPT = ("quantization/test_engagement.py", "llama-gqa and {}")
@@ -21,6 +21,7 @@ STRETCHES = ("quantization/test_positions.py", "last-half and bfloat16-served")
 CONTINUATIONS = ("quantization/test_continuations.py", "bfloat16-served")
 DECODE = ("quantization/test_decode.py", "accurate and llama-gqa and {}")
 CACHES = ("quantization/test_decode.py", "rounding_cache and quanto-int8 and llama-gqa")
+HALF = ("quantization/test_decode.py", "rounding_cache and hqq-int8 and bnb-nf4 and llama-gqa")
 FULL = ("--tier", "full")
 
 
@@ -93,6 +94,22 @@ def norms_are_in_half_precision() -> Iterator[None]:
 def offset_is_not_saved() -> Iterator[None]:
     """The mean of double quantization's scales is written as 0."""
     with _written(lambda found: found | ({"nested_offset": 0.0} if "nested_offset" in found else {})):
+        yield
+
+
+@fault("QUANT-13", HALF[0], HALF[1], source="our own: an option read for one dtype", unseen="a cache of float32")
+def a_cache_of_less_than_float32_is_rounded_to_four_bits() -> Iterator[None]:
+    """HQQ's cache is asked for 8 bits, and rounds what is not float32 to 4."""
+
+    def change(original: Any, layer: Any, tensor: Tensor, axis: int) -> Any:
+        bits = layer.nbits
+        layer.nbits = bits if tensor.dtype == torch.float32 else 4
+        try:
+            return original(layer, tensor, axis)
+        finally:
+            layer.nbits = bits
+
+    with patches.layers(change, "HQQQuantizedLayer", method="_quantize"):
         yield
 
 
