@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fixtures.decoding import handing, padded_left
-from fixtures.generation import drafting, generated, loop, using
+from fixtures.generation import drafting, generated, loop, until, using
 from fixtures.questions import Usage
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -59,11 +59,6 @@ def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, m
     judge.ranked_first(tokens[0].tolist(), reference, golden, what=f"after {length}")
 
 
-def cut(tokens, ends):
-    """An answer that stops at the first of `ends`."""
-    return tokens[: next((n for n, token in enumerate(tokens, 1) if token in ends), len(tokens))]
-
-
 @torch.no_grad()
 @DTYPES
 @pytest.mark.applies(real=(False,), tier=("standard",))
@@ -81,7 +76,7 @@ def test_an_answer_ends_with_its_end(case, kv_cache, dtype, device, model, make_
     # Chat models have several, the end of a turn and the end of text; one that ended a turn before is in the prompt.
     for what, ends in {"one end": [last], "several ends": [int(longer[5]), free[1][6], last]}.items():
         ended = ask(eos_token_id=ends, pad_token_id=pad)
-        wanted = [cut(row, ends) for row in free]
+        wanted = [until(row, ends) for row in free]
         length = max(map(len, wanted))
         judge.exactly(f"{what}: answers", str(ended), str([row + [pad] * (length - len(row)) for row in wanted]))
         judge.exactly(f"{what}: an answer is cut", str(ended[0] == free[0]), "False")

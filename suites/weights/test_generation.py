@@ -1,0 +1,74 @@
+"""`generate` goes by what was released, and not by defaults of the library's."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from fixtures import conventions
+from fixtures.generation import generated, until
+from fixtures.models import from_folder
+
+FLOAT32 = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+SMALL = pytest.mark.applies(real=(False,), tier=("standard",))
+PROMPT, COUNT = 9, 12
+
+# No value is a default of transformers', nor what the small models' own configs say.
+SAID = {
+    "bos_token_id": 5,
+    "eos_token_id": [11, 7],
+    "pad_token_id": 3,
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_k": 17,
+    "top_p": 0.9,
+    "repetition_penalty": 1.05,
+    "max_new_tokens": 40,
+}
+
+
+@FLOAT32
+@pytest.mark.applies(real=(True,))
+def test_what_is_served_generates_as_it_was_released(case, dtype, device, model, judge):
+    """WEIGHTS-2: `generate` MUST go by the release: where answers end, how long they are, how they are sampled."""
+    _compared(model, conventions.generation((case.released or case.checkpoint)()), judge)
+
+
+@FLOAT32
+@SMALL
+def test_a_model_generates_as_its_release_says(case, dtype, device, tmp_path, judge):
+    """WEIGHTS-2: `generate` MUST go by the release: where answers end, how long they are, how they are sampled."""
+    folder = _saying(case, tmp_path, SAID)
+
+    _compared(from_folder(folder, dtype, device), conventions.generation(folder), judge)
+
+
+@torch.no_grad()
+@FLOAT32
+@SMALL
+def test_an_answer_ends_where_the_release_says(case, dtype, device, model, make_ids, tmp_path, judge):
+    """WEIGHTS-2: `generate` MUST go by the release: where answers end, how long they are, how they are sampled."""
+    prompt = make_ids(batch=1, length=PROMPT)
+    free = generated(model, prompt, COUNT)[0].tolist()
+    unused, *_ = sorted(set(range(COUNT + 1)).difference(free))
+
+    for what, ends, most in (("the second of its ends", [unused, free[3]], COUNT), ("its length", [unused], 5)):
+        folder = _saying(case, tmp_path / what, {"eos_token_id": ends, "pad_token_id": unused, "max_new_tokens": most})
+        answer = from_folder(folder, dtype, device).generate(prompt, attention_mask=torch.ones_like(prompt))
+        wanted = until(free, ends)[:most]
+        judge.exactly(what, str(answer[0, PROMPT:].tolist()), str(wanted), detail="wanted is the answer of no end, cut")
+
+
+def _saying(case, beside, said):
+    """The case's checkpoint with a generation config of its own."""
+    folder = beside / "released"
+    shutil.copytree(case.checkpoint(), folder)
+    (folder / "generation_config.json").write_text(json.dumps(said), encoding="utf-8")
+    return folder
+
+
+def _compared(model, said, judge):
+    held = {name: value for name, value in model.generation_config.to_dict().items() if name in said}
+    found, wanted = ({name: conventions.several(told[name]) for name in told} for told in (held, said))
+    judge.exactly("what generate goes by", json.dumps(found, sort_keys=True), json.dumps(wanted, sort_keys=True))

@@ -1,0 +1,56 @@
+"""A text is asked about in the tokens that were released, begun as they were in training, and ended."""
+
+import pytest
+import torch
+
+from fixtures import conventions, text
+
+pytestmark = pytest.mark.applies(real=(True,))
+
+# What no document of the frozen text has: runs of spaces, digits, other scripts, an emoji of several code points.
+OTHERS = ["  two spaces,\ta tab and 12,345.6", "naïve café — Дом, 東京, مرحبا", "👩‍👧 and\n\n\nnothing"]
+
+
+def test_a_text_becomes_the_released_tokens(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    wrong, documents = "none", [*text.documents(), *OTHERS]
+
+    for document in documents:
+        ids = tokenizer(document, add_special_tokens=False).input_ids
+        found, wanted = conventions.tokens((case.released or case.checkpoint)(), document, ids)
+        if found != wanted and wrong == "none":
+            at = next(n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b)
+            wrong = f"{found[at : at + 8]!r} for {wanted[at : at + 8]!r}, {at} before it"
+
+    judge.evidence["documents"] = len(documents)
+    judge.exactly("texts that became other tokens", wrong, "none")
+
+
+@pytest.mark.applies(gguf=(True,))
+def test_a_text_is_begun_as_a_gguf_file_says(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    _begun(case, tokenizer, judge)
+
+
+@pytest.mark.applies(gguf=(False,))
+def test_a_text_is_begun_as_a_folder_says(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    _begun(case, tokenizer, judge)
+
+
+def _begun(case, tokenizer, judge):
+    wanted = conventions.begun((case.released or case.checkpoint)())
+    plain, whole = (tokenizer("text", add_special_tokens=special).input_ids for special in (False, True))
+    before = whole[: len(whole) - len(plain)]
+    judge.exactly("tokens before a text", str(before), str(before if wanted is None else wanted))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+def test_a_chat_is_begun_once_and_its_turns_end(case, dtype, device, model, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    ends, (found, written) = conventions.several(model.generation_config.eos_token_id), conventions.chat(tokenizer)
+
+    endless = conventions.turn_ends(tokenizer).difference(ends)
+    judge.evidence["chat template"] = bool(tokenizer.chat_template)
+    judge.exactly("ends of a turn that end no answer", str(endless or "none"), "none")
+    judge.exactly("tokens of a chat", str(found), str(written), detail="wanted are those of what its template writes")
