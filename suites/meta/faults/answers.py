@@ -17,6 +17,7 @@ ENDS = ("kv_cache/test_generate.py", "ends_with_its_end and dynamic-plain-llama-
 DRAFTED_END = ("kv_cache/test_generate.py", "drafted_answer and own-draft and dynamic-plain-llama-gqa")
 REFUSED_END = ("kv_cache/test_generate.py", "drafted_answer and poor-draft and dynamic-plain-llama-gqa")
 DRAFTS = ("kv_cache/test_generate.py", "speculation and dynamic-plain-llama-gqa")
+OWN_DRAFT = ("kv_cache/test_generate.py", "speculation and own-draft and dynamic-plain-llama-gqa")
 GROWING = ("DynamicLayer",)
 
 
@@ -145,6 +146,24 @@ def only_the_first_of_several_ends_counts() -> Iterator[None]:
 
     original = EosTokenCriteria.__init__
     with swapped(EosTokenCriteria, "__init__", lambda self, eos_token_id: original(self, eos_token_id[:1])):
+        yield
+
+
+@fault(
+    "KV-15", *OWN_DRAFT, source="https://github.com/ggml-org/llama.cpp/issues/26750", unseen="tokens: they are right"
+)
+def right_drafts_are_never_taken() -> Iterator[None]:
+    """Each drafted token is another one than the draft model said: each is refused, and nothing but time is lost."""
+    from transformers.generation.candidate_generator import AssistedCandidateGenerator
+
+    original = AssistedCandidateGenerator.get_candidates
+
+    def candidates(self: Any, input_ids: Tensor, *args: Any, **more: Any) -> Any:
+        found, logits = original(self, input_ids, *args, **more)
+        drafted = found[:, input_ids.shape[1] :]
+        return torch.cat([input_ids, torch.where(drafted > 0, drafted - 1, 1)], 1), logits
+
+    with swapped(AssistedCandidateGenerator, "get_candidates", candidates):
         yield
 
 
