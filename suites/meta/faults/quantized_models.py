@@ -21,8 +21,8 @@ STRETCHES = ("quantization/test_positions.py", "last-half and bfloat16-served")
 CONTINUATIONS = ("quantization/test_continuations.py", "bfloat16-served")
 DECODE = ("quantization/test_decode.py", "accurate and llama-gqa and {}")
 CACHES = ("quantization/test_decode.py", "rounding_cache and quanto-int8 and llama-gqa")
-HALF = ("quantization/test_decode.py", "rounding_cache and hqq-int8 and bnb-nf4 and llama-gqa")
 FULL = ("--tier", "full")
+HALF = ("quantization/test_decode.py", "rounding_cache and hqq-int8-bnb-nf4-bfloat16 and llama-gqa")
 
 
 def _rounded(change: Callable[[Any], None]) -> AbstractContextManager[None]:
@@ -97,7 +97,7 @@ def offset_is_not_saved() -> Iterator[None]:
         yield
 
 
-@fault("QUANT-13", HALF[0], HALF[1], source="our own: an option read for one dtype", unseen="a cache of float32")
+@fault("QUANT-13", *HALF, options=FULL, source="our own: a dtype that is tested for", unseen="a cache of float32")
 def a_cache_of_less_than_float32_is_rounded_to_four_bits() -> Iterator[None]:
     """HQQ's cache is asked for 8 bits, and rounds what is not float32 to 4."""
 
