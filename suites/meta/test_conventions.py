@@ -1,0 +1,109 @@
+"""What is read of a release's words about texts, from files of every make."""
+
+import json
+
+import pytest
+
+from fixtures import conventions
+from fixtures.bad_input import BadInput
+
+BEGIN, WORDS = 0, {"<s>": 0, "Is": 1, "it": 2, "so": 3, "text": 4}
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A folder with a tokenizer of five words, which begins every text and cuts it to two."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    made = Tokenizer(models.WordLevel(WORDS, unk_token="<s>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BEGIN)])
+    made.enable_truncation(2)
+    made.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def say(folder, name, **told):
+    (folder / name).write_text(json.dumps(told), encoding="utf-8")
+
+
+def test_a_folders_tokens_are_all_of_a_text(release):
+    assert conventions.tokens(release, "Is it so", [1, 2]) == ([1, 2], [1, 2, 3])
+
+
+@pytest.mark.parametrize(("told", "begun"), [({}, [BEGIN]), ({"add_bos_token": True}, [BEGIN])], ids=["no word", "yes"])
+def test_a_folder_begins_texts_as_its_tokenizer_does(release, told, begun):
+    say(release, "tokenizer_config.json", **told)
+
+    assert conventions.begun(release) == begun
+
+
+def test_of_a_folder_that_contradicts_itself_no_beginning_is_owed(release):
+    say(release, "tokenizer_config.json", add_bos_token=False)
+
+    assert conventions.begun(release) is None
+
+
+@pytest.mark.parametrize(
+    ("whole", "found"), [([9, 9, 4, 5], [9, 9]), ([9, 4, 5, 8], [9]), ([4, 5, 8], []), ([7], [])], ids=str
+)
+def test_what_stands_before_a_text_is_told_from_what_stands_behind(whole, found):
+    assert conventions.before(lambda special: whole if special else [4, 5]) == found
+
+
+def test_generate_goes_by_the_config_where_there_is_no_word_of_it(release):
+    say(release, "config.json", eos_token_id=[3, 1], bos_token_id=None, vocab_size=5)
+
+    assert conventions.generation(release) == {"eos_token_id": [3, 1]}
+    assert conventions.ends(release) == {1, 3}
+
+
+def test_generate_goes_by_a_generation_config_alone(release):
+    say(release, "config.json", eos_token_id=1)
+    say(release, "generation_config.json", eos_token_id=3, top_k=None, top_p=0.9, transformers_version="5")
+
+    assert conventions.generation(release) == {"eos_token_id": 3, "top_p": 0.9}
+
+
+def test_a_generation_config_that_is_cut_is_bad_input(release):
+    (release / "generation_config.json").write_text('{"eos_token_id": [1,', encoding="utf-8")
+
+    with pytest.raises(BadInput, match=r"generation_config\.json cannot be read .* fetch it again"):
+        conventions.generation(release)
+
+
+@pytest.mark.parametrize(
+    ("fields", "spelled"),
+    [
+        ({"model": "gpt2", "tokens": ["Is", "Ġit", "Ċ", "Ã", "©"]}, "Is it\né"),
+        ({"model": "llama", "tokens": ["▁Is", "▁it", "<0x0A>", "<0xC3>", "<0xA9>"]}, "Is it\né"),
+        (
+            {"model": "llama", "add_space_prefix": False, "tokens": ["Is", "▁it", "<0x0A>", "<0xC3>", "<0xA9>"]},
+            "Is it\né",
+        ),
+    ],
+    ids=["bytes", "pieces", "pieces, no space before"],
+)
+def test_tokens_of_a_gguf_file_spell_their_text(fields, spelled):
+    assert conventions._spelled(fields, [0, 1, 2, 3, 4]) == spelled
+
+
+@pytest.mark.parametrize("template", ["", "{{ raise_exception('roles must alternate') }}"], ids=["none", "refuses"])
+def test_a_template_that_writes_no_chat_of_two_ends_nothing(release, template):
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(release / "tokenizer.json"), chat_template=template or None)
+
+    assert conventions.turn_ends(tokenizer) == set()
+    assert conventions.chat(tokenizer) == ([], [])
+
+
+def test_the_end_of_a_turn_is_the_token_behind_an_answer(release):
+    from transformers import PreTrainedTokenizerFast
+
+    template = "{% for m in messages %}{{ m['content'] + '<s> it' }}{% endfor %}"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(release / "tokenizer.json"), bos_token="<s>", chat_template=template
+    )
+
+    assert conventions.turn_ends(tokenizer) == {BEGIN}
