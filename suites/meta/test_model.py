@@ -153,4 +153,12 @@ def test_a_users_folder_is_a_model_like_any_other(conformance):
     found = conformance(f"--model={folder}", "-k", "served and float32 and not kv_cache and not agreement")
 
     assert found.verdict.startswith("conformant:"), found.printed
-    assert {r.promise for r in found.records} >= {"ATTN-2", "POS-1", "POS-3", "MEM-1", "WEIGHTS-1", "WEIGHTS-2", "WEIGHTS-3"}
+    assert {r.promise for r in found.records} >= {
+        "ATTN-2",
+        "POS-1",
+        "POS-3",
+        "MEM-1",
+        "WEIGHTS-1",
+        "WEIGHTS-2",
+        "WEIGHTS-3",
+    }
