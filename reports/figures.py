@@ -11,9 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reports.record import SEVERITY, Record, order
-
-Numbered = Sequence[tuple[int, Record]]  # a record and its line in records.jsonl
+from reports.record import SEVERITY, Numbered, Record, order
 
 # Which promises are shown as a map, and what its rows and its columns are.
 MAPS = {"ATTN-1": ("attention", "problem"), "ATTN-2": ("attention", "case"), "KV-1": ("kv_cache", "case")}

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reports import curves, figures, summary
-from reports.record import OUTCOMES, Record, order
+from reports.record import OUTCOMES, Numbered, Record, order
 
 TEMPLATES = Path(__file__).with_name("templates")
 SYMBOLS = {
@@ -61,7 +61,7 @@ def page(
         missing=summary.missing(records, run),
         unverified=[(n, r) for n, r in numbered if r.outcome == "unverified"],
         bad=[(n, r) for n, r in numbered if r.outcome in ("failed", "inconclusive")],
-        waivers=_waivers(numbered),
+        waivers=summary.excused(numbered),
         erosion=(summary.EROSION, summary.erosion(records), summary.ERODED),
         ledger=(summary.LEDGER, summary.ledger(run)),
         claims=list(claims),
@@ -77,16 +77,7 @@ def page(
     )
 
 
-def _waivers(records: figures.Numbered) -> list[tuple[Mapping[str, str], figures.Numbered]]:
-    """Each waiver with the checks that it excused, the one that excused the most first."""
-    groups: dict[tuple[tuple[str, str], ...], list[tuple[int, Record]]] = defaultdict(list)
-    for line, record in records:
-        if record.outcome == "waived":
-            groups[tuple(sorted((record.waiver or {}).items()))].append((line, record))
-    return [(dict(waiver), groups[waiver]) for waiver in sorted(groups, key=lambda w: -len(groups[w]))]
-
-
-def _drawn(records: figures.Numbered) -> dict[str, list[int]]:
+def _drawn(records: Numbered) -> dict[str, list[int]]:
     """Which lines of records.jsonl hold each figure's curves."""
     lines: dict[str, list[int]] = defaultdict(list)
     for line, record in records:
@@ -134,7 +125,7 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _areas(records: figures.Numbered) -> dict[str, list[Promise]]:
+def _areas(records: Numbered) -> dict[str, list[Promise]]:
     """area -> its promises in the order of their ids; one that is held in several areas stands in the first."""
     groups: dict[str, list[tuple[int, Record]]] = defaultdict(list)
     for line, record in records:

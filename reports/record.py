@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -58,6 +58,9 @@ class Record:
 
     def line(self) -> str:
         return json.dumps(plain(asdict(self)), sort_keys=True, allow_nan=False)
+
+
+Numbered = Sequence[tuple[int, Record]]  # a record and its line in records.jsonl
 
 
 def _share(judged: Mapping[str, Any]) -> float:

@@ -41,9 +41,10 @@ def markdown(records: Sequence[Record], run: Mapping[str, Any], environment: Map
         lines += ["## Waivers", table(rows, summary.WAIVERS)]
     if rows := summary.erosion(records):
         lines += ["## Slacks that the deployment file changes", table(rows, summary.EROSION), summary.ERODED]
-    if bad := [r for r in records if r.outcome in ("failed", "inconclusive", "waived")]:
-        lines.append("## What did not pass")
-        lines += [_failure(r) for r in bad]
+    if bad := [r for r in records if r.outcome in ("failed", "inconclusive")]:
+        lines += ["## What did not pass", *map(_failure, bad)]
+    if excused := summary.excused(list(enumerate(records, 1))):
+        lines += ["## What was waived", *(_excused(waiver, [r for _, r in about]) for waiver, about in excused)]
     lines += [
         "## Tightest passes",
         table(summary.tightest(records, 20), ("promise", "check", "quantity", "measured ÷ allowed")),
@@ -61,9 +62,19 @@ def _unverified(records: Sequence[Record], run: Mapping[str, Any]) -> list[str]:
 
 
 def _failure(record: Record) -> str:
-    waived = f"\n\nWaived: {cell(json.dumps(record.waiver, sort_keys=True))}" if record.waiver else ""
     name = cell(record.check).replace("`", "'")
-    return f"### {record.outcome}: `{name}`\n\n```\n{record.message.replace('```', '` ` `')}\n```{waived}"
+    return f"### {record.outcome}: `{name}`\n\n{_fenced(record.message)}"
+
+
+def _excused(waiver: Mapping[str, str], records: Sequence[Record]) -> str:
+    """A waiver, the checks that it excused, and what was wrong with the first of them: records.jsonl has it of all."""
+    checks = _fenced("\n".join(record.check for record in records))
+    head = f"### waived, {len(records):,} ×: {cell(waiver.get('reason', ''))}"
+    return "\n\n".join([head, _fenced(records[0].message), "Checks:", checks])
+
+
+def _fenced(text: str) -> str:
+    return f"```\n{text.replace('```', '` ` `')}\n```"
 
 
 # Rows of the short form: a job's summary is read on one screen, and its size has a limit.

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from reports.record import Record, order
+from reports.record import Numbered, Record, order
 from reports.verdict import Verdict
 
 TIGHTEST = 8
@@ -81,6 +81,15 @@ def waivers(records: Sequence[Record], run: Mapping[str, Any]) -> list[tuple[str
             groups.items(), key=lambda pair: (order(pair[0][0]), pair[0])
         )
     ]
+
+
+def excused(records: Numbered) -> list[tuple[Mapping[str, str], Numbered]]:
+    """Each waiver with the checks that it excused, the one that excused the most first."""
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[int, Record]]] = defaultdict(list)
+    for line, record in records:
+        if record.outcome == "waived":
+            groups[tuple(sorted((record.waiver or {}).items()))].append((line, record))
+    return [(dict(waiver), groups[waiver]) for waiver in sorted(groups, key=lambda w: -len(groups[w]))]
 
 
 def _age(since: str, started: str) -> str:

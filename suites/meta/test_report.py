@@ -60,6 +60,22 @@ def test_what_is_no_record_is_refused_with_its_line(tmp_path, line):
         read(file)
 
 
+def test_a_waiver_is_told_once_with_all_that_it_excused():
+    waiver, checks = {"reason": "known"}, [f"suites/a/test_a.py::test_a[{n}]" for n in range(300)]
+    waived = [
+        dataclasses.replace(RECORD, check=check, outcome="waived", message=f"off by {n}", waiver=waiver)
+        for n, check in enumerate(checks)
+    ]
+    run = {"verdict": {"name": "conformant", "sentence": "conformant: 300 waived (all)", "exit_code": 0}}
+
+    written = render.markdown(waived, run, {})
+
+    assert written.count("### waived, 300 ×: known") == 1
+    assert "off by 0" in written
+    assert "off by 1\n" not in written
+    assert all(check in written for check in checks)
+
+
 def test_an_outcome_that_is_none_is_refused():
     with pytest.raises(ValueError, match="'green' is no outcome"):
         dataclasses.replace(RECORD, outcome="green")
