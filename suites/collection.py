@@ -133,7 +133,7 @@ def _asked_with(item: pytest.Item) -> Any:
 
 
 def _thinned(bench: Any, items: list[pytest.Item]) -> list[pytest.Item]:
-    """Of each check the first set of parameters for each subject on each device; none that takes minutes.
+    """Of each check the first set of parameters for each subject on each device; none that takes minutes, or compiles.
 
     A small model stands for all, where there is one. What is owed and is not here stays, to be unverified.
     """
@@ -143,7 +143,8 @@ def _thinned(bench: Any, items: list[pytest.Item]) -> list[pytest.Item]:
         about = [v.name for k, v in params.items() if hasattr(v, "refuses") and k != "case"]
         question = (getattr(item, "function", item), *about, str(params.get("device")))
         missing = REFUSED in item.stash or any(isinstance(v, Absent) for v in params.values())
-        if missing or not (question in asked or item.get_closest_marker("takes_minutes")):
+        slow = item.get_closest_marker("takes_minutes") or any(getattr(v, "few", ()) for v in params.values())
+        if missing or not (question in asked or slow):
             asked.add(question)
             chosen.add(item)
     bench.not_here["left out of tier smoke"] += len(items) - len(chosen)

@@ -80,3 +80,13 @@ def test_tier_smoke_asks_each_check_once_of_each_subject(conformance):
     assert "tier smoke" in found.verdict
     assert len(set(caches)) == len(caches) > 1
     assert {r.parameters["dtype"] for r in found.records} == {"float32"}
+
+
+def test_tier_smoke_asks_nothing_that_compiles_for_each_question(conformance):
+    """On a machine that has compiled nothing these were half of it."""
+    found = conformance("suites/attention/test_shapes.py", "--tier=smoke")
+
+    subjects = {r.subject for r in found.records}
+    assert found.verdict.startswith("conformant:"), found.printed
+    assert {"sdpa", "eager"} <= subjects
+    assert "flex" not in subjects
