@@ -27,8 +27,11 @@ def say(folder, name, **told):
     (folder / name).write_text(json.dumps(told), encoding="utf-8")
 
 
-def test_a_folders_tokens_are_all_of_a_text(release):
-    assert conventions.tokens(release, "Is it so", [1, 2]) == ([1, 2], [1, 2, 3])
+@pytest.mark.parametrize(
+    ("ids", "parted"), [([1, 2, 3], ""), ([1, 2], "[] for [3], behind 2"), ([1, 3, 3], "[3, 3] for [2, 3], behind 1")]
+)
+def test_a_folders_tokens_are_all_of_a_text(release, ids, parted):
+    assert conventions.parted(release, "Is it so", ids) == parted
 
 
 @pytest.mark.parametrize(("told", "begun"), [({}, [BEGIN]), ({"add_bos_token": True}, [BEGIN])], ids=["no word", "yes"])
