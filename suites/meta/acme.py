@@ -55,6 +55,8 @@ def make_cache(config, batch, length):
             if not self.is_initialized:
                 self.lazy_initialization(keys, values)
             start, end = self.keys.shape[-2], self.keys.shape[-2] + keys.shape[-2]
+            if end > length:
+                raise ValueError(f"{end} tokens do not fit into a cache for {length}")
             self.buffers[:, :, :, start:end] = torch.stack([keys, values])
             self.hold(self.buffers, end)
             return self.keys, self.values

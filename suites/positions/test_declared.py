@@ -13,7 +13,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.applies(kind=("rope",))
+@pytest.mark.applies(kind=("rope",), modelled=(True,))
 def test_model_has_the_positions_that_are_declared(encoding, route, dtype, device, saved, decoded, some_ids, judge):
     """POS-5: a model MUST have the positions that its config declares, loaded or built on the meta device."""
     model = ROUTES[route](saved(encoding), dtype, device)
@@ -29,7 +29,7 @@ def test_model_has_the_positions_that_are_declared(encoding, route, dtype, devic
     judge(candidate, reference, golden, what="logits")
 
 
-@pytest.mark.applies(kind=("rope",))
+@pytest.mark.applies(kind=("rope",), modelled=(True,))
 def test_older_words_declare_the_same_positions(encoding, device, saved, judge):
     """POS-5: a model MUST have the positions that its config declares, loaded or built on the meta device."""
     folder = saved(encoding)

@@ -11,7 +11,7 @@ from fixtures.positions import TRAINED
 @torch.no_grad()
 @pytest.mark.parametrize("before", PROMPTS)
 @pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
-@pytest.mark.applies(kind=("rope",))
+@pytest.mark.applies(kind=("rope",), modelled=(True,), by_length=(True,))
 def test_what_was_asked_before_decides_nothing(encoding, before, dtype, device, saved, decoded, some_ids, judge):
     """POS-6: frequencies that depend on a text's length MUST be this text's, whatever was asked before or cached."""
     model = from_checkpoint(saved(encoding), dtype, device)
@@ -26,7 +26,7 @@ def test_what_was_asked_before_decides_nothing(encoding, before, dtype, device, 
 @torch.no_grad()
 @pytest.mark.parametrize("before", ["cached"])
 @pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
-@pytest.mark.applies(kind=("rope",))
+@pytest.mark.applies(kind=("rope",), modelled=(True,), by_length=(True,))
 def test_an_answer_beyond_the_trained_length_sees_its_prompt_anew(
     encoding, before, dtype, device, saved, decoded, some_ids, judge
 ):

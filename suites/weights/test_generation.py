@@ -11,7 +11,7 @@ from fixtures.generation import generated, until
 from fixtures.models import from_folder
 
 FLOAT32 = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
-SMALL = pytest.mark.applies(real=(False,), tier=("standard",))
+SMALL = pytest.mark.applies(real=(False,), saved=(True,), tier=("standard",))
 PROMPT, COUNT = 9, 12
 
 # No value is a default of transformers', nor what the small models' own configs say.
@@ -32,7 +32,7 @@ SAID = {
 @pytest.mark.applies(real=(True,))
 def test_what_is_served_generates_as_it_was_released(case, dtype, device, model, judge):
     """WEIGHTS-2: `generate` MUST go by the release: where answers end, how long they are, how they are sampled."""
-    _compared(model, generation((case.released or case.checkpoint)()), judge)
+    _compared(model, generation(case.files()), judge)
 
 
 @FLOAT32
