@@ -1,6 +1,7 @@
 """What is read of a release's words about texts, from files of every make."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -34,17 +35,45 @@ def test_a_folders_tokens_are_all_of_a_text(release, ids, parted):
     assert conventions.parted(release, "Is it so", ids) == parted
 
 
-@pytest.mark.parametrize(("told", "begun"), [({}, [BEGIN]), ({"add_bos_token": True}, [BEGIN])], ids=["no word", "yes"])
-def test_a_folder_begins_texts_as_its_tokenizer_does(release, told, begun):
+@pytest.mark.parametrize(
+    ("told", "ways"),
+    [
+        ({}, [[BEGIN]]),
+        ({"add_bos_token": None}, [[BEGIN]]),
+        ({"add_bos_token": True}, [[BEGIN]]),
+        ({"add_bos_token": False}, [[BEGIN], []]),  # it contradicts its tokenizer
+    ],
+    ids=["no word", "null", "yes", "no"],
+)
+def test_a_folder_begins_texts_as_its_tokenizer_does(release, told, ways):
     say(release, "tokenizer_config.json", **told)
 
-    assert conventions.begun(release) == begun
+    assert conventions.beginnings(release) == ways
 
 
-def test_of_a_folder_that_contradicts_itself_no_beginning_is_owed(release):
-    say(release, "tokenizer_config.json", add_bos_token=False)
+@pytest.mark.parametrize("named", ["<s>", {"content": "<s>"}], ids=["name", "token"])
+def test_a_folder_whose_tokenizer_does_not_begin_what_it_says_it_begins_may_do_either(release, named):
+    said = json.loads((release / "tokenizer.json").read_text(encoding="utf-8"))
+    say(release, "tokenizer.json", **said | {"post_processor": None})
+    say(release, "tokenizer_config.json", add_bos_token=True, bos_token=named)
 
-    assert conventions.begun(release) is None
+    assert conventions.beginnings(release) == [[], [BEGIN]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ways"),
+    [
+        ({"bos_token_id": 5, "add_bos_token": True}, [[5]]),
+        ({"bos_token_id": 5, "add_bos_token": False}, [[]]),
+        ({"bos_token_id": 5}, [[], [5]]),
+        ({}, [[], []]),
+    ],
+    ids=["yes", "no", "no word", "no token"],
+)
+def test_a_gguf_file_says_whether_texts_are_begun(monkeypatch, fields, ways):
+    monkeypatch.setattr(conventions, "_metadata", lambda path: fields)
+
+    assert conventions.beginnings(Path("model.gguf")) == ways
 
 
 @pytest.mark.parametrize(
