@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,14 @@ def _private(value: Any, secrets: Sequence[tuple[str, str]], homes: Sequence[str
 
 def _homes() -> list[str]:
     """The home folder, as it is called and as it is; some containers call / one, and that is no one's."""
-    return [str(home) for home in {Path.home(), Path.home().resolve()} if home.name]
+    home = Path.home()
+    return [str(called) for called in {home, _resolved(home)} if called.name]
+
+
+@cache
+def _resolved(home: Path) -> Path:
+    """Asked for every record of a run: once it is known, the disk is left alone."""
+    return home.resolve()
 
 
 def _without(text: str, homes: Sequence[str]) -> str:
