@@ -7,6 +7,7 @@ import pytest
 
 from fixtures import conventions
 from fixtures.bad_input import BadInput
+from fixtures.judgement import Unverified
 
 BEGIN, WORDS = 0, {"<s>": 0, "Is": 1, "it": 2, "so": 3, "text": 4}
 
@@ -139,3 +140,33 @@ def test_the_end_of_a_turn_is_the_token_behind_an_answer(release):
     )
 
     assert conventions.turn_ends(tokenizer) == {BEGIN}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("gpt2", {"merges": ["b c", "a b", "Ġ a"]}), ("llama", {"scores": [-9, -9, -9, -9, -2, -1, -3]})],
+    ids=["merges", "scores"],
+)
+def test_the_pair_that_was_learned_first_is_joined_first(monkeypatch, kind, said):
+    space = conventions.SPACE[kind]
+    tokens = [space, "a", "b", "c", "ab", "bc", f"{space}a"]
+    monkeypatch.setattr(conventions, "_metadata", lambda path: {"model": kind, "tokens": tokens, **said})
+
+    found = conventions.words(Path("model.gguf"), ["abc", "ab"])
+
+    spelled = {word: [[tokens[n] for n in way] for way in ways] for word, ways in found.items()}
+    assert spelled == {"abc": [[f"{space}a", "bc"]], "ab": [[space, "ab"]]}
+
+
+def test_a_word_that_is_a_token_may_be_looked_up_whole(monkeypatch):
+    told = {"model": "gpt2", "tokens": ["Ġ", "a", "b", "ab", "Ġab"], "merges": ["a b"]}
+    monkeypatch.setattr(conventions, "_metadata", lambda path: told)
+
+    assert conventions.words(Path("model.gguf"), ["ab"]) == {"ab": [[0, 3], [4]]}
+
+
+def test_a_vocabulary_of_another_kind_is_not_guessed_at(monkeypatch):
+    monkeypatch.setattr(conventions, "_metadata", lambda path: {"model": "rwkv", "tokens": []})
+
+    with pytest.raises(Unverified, match="tokens of the kind 'rwkv'"):
+        conventions.words(Path("model.gguf"), ["a"])

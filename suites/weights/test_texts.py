@@ -1,5 +1,7 @@
 """A text is asked about in the tokens that were released, begun as they were in training, and ended."""
 
+import re
+
 import pytest
 import torch
 
@@ -19,6 +21,20 @@ def test_a_text_becomes_the_released_tokens(case, tokenizer, judge):
 
     judge.evidence["documents"] = len(documents)
     judge.exactly("a text that became other tokens", next(filter(None, parted), "none"), "none")
+
+
+@pytest.mark.applies(gguf=(True,))
+def test_words_are_merged_as_a_gguf_file_says(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    words = sorted({word for document in text.documents() for word in re.findall("[a-z]+", document)})
+    first = tokenizer("a", add_special_tokens=False).input_ids
+
+    found = {word: tokenizer(f"a {word}", add_special_tokens=False).input_ids for word in words}
+
+    ways = conventions.words(case.files(), words)
+    other = [word for word, ids in found.items() if ids not in [first + way for way in ways[word]]]
+    judge.evidence["words"] = len(words)
+    judge.exactly("words of the frozen text that became other tokens", len(other), 0, detail=" ".join(other[:8]))
 
 
 @pytest.mark.applies(gguf=(True,))

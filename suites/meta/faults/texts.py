@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 from suites.meta.faults import after_loading, fault, swapped
 
 SAYS = ("weights/test_generation.py", "as_its_release_says and llama-gqa")
 ENDS = ("weights/test_generation.py", "where_the_release_says and llama-gqa")
+DRAWN = ("weights/test_generation.py", "is_drawn and llama-gqa")
 SERVED = ("weights/test_generation.py", "served")
 TOKENS = ("weights/test_texts.py", "becomes and served")
+WORDS = ("weights/test_texts.py", "words and served")
 BEGUN = ("weights/test_texts.py", "is_begun_as_a_gguf and served")
 CHAT = ("weights/test_texts.py", "chat and served")
 
@@ -71,6 +74,50 @@ def an_answer_is_as_long_as_the_server_says() -> Iterator[None]:
         yield
 
 
+@fault(
+    "WEIGHTS-2", *DRAWN, source="https://github.com/Blaizzy/mlx-vlm/issues/1331", unseen="releases that draw nothing"
+)
+def answers_are_what_is_ranked_first_whatever_was_released() -> Iterator[None]:
+    """do_sample is read, and a request that does not ask for it is answered greedily."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.generate
+
+    def generate(self: Any, *args: Any, **more: Any) -> Any:
+        return original(self, *args, **more if "generation_config" in more else {"do_sample": False} | more)
+
+    with swapped(GenerationMixin, "generate", generate):
+        yield
+
+
+def _without(step: str) -> AbstractContextManager[None]:
+    """One of the steps between logits and what is drawn of them does nothing."""
+    from transformers.generation import logits_process
+
+    return swapped(getattr(logits_process, step), "__call__", lambda self, ids, scores: scores)
+
+
+@fault("WEIGHTS-2", *DRAWN, source="https://github.com/vllm-project/vllm/issues/17075", unseen="a top_k of all tokens")
+def top_k_is_not_passed_on() -> Iterator[None]:
+    """What is drawn is drawn of all tokens."""
+    with _without("TopKLogitsWarper"):
+        yield
+
+
+@fault("WEIGHTS-2", *DRAWN, source="https://github.com/h2oai/h2ogpt/issues/1372", unseen="a top_p of 1")
+def top_p_is_not_passed_on() -> Iterator[None]:
+    """The unlikely tokens take part."""
+    with _without("TopPLogitsWarper"):
+        yield
+
+
+@fault("WEIGHTS-2", *DRAWN, source="https://github.com/h2oai/h2ogpt/issues/1372", unseen="a temperature of 1")
+def the_temperature_is_not_passed_on() -> Iterator[None]:
+    """Tokens are drawn at a temperature of 1."""
+    with _without("TemperatureLogitsWarper"):
+        yield
+
+
 @fault("WEIGHTS-2", *SERVED, source="https://github.com/ggml-org/llama.cpp/issues/5040", unseen="releases of folders")
 def the_end_that_a_gguf_file_names_is_lost() -> Iterator[None]:
     """No token ends an answer of the served model."""
@@ -114,6 +161,39 @@ def a_turn_ends_with_what_ends_no_answer() -> Iterator[None]:
         model.generation_config.eos_token_id = 0
 
     with after_loading(change):
+        yield
+
+
+def _parted(change: Callable[[str, Collection[str]], list[str]]) -> AbstractContextManager[None]:
+    """Patch what is a token. change(one as it is spelled, every token) -> others that spell the same."""
+    known = cache(lambda tokenizer: tokenizer.get_vocab())
+
+    def parts(tokenizer: Any, ids: list[int], special: bool) -> list[int]:
+        numbers = known(tokenizer)
+        spelled = tokenizer.convert_ids_to_tokens(ids)
+        return [numbers[part] for token in spelled for part in change(token, numbers)]
+
+    return _tokenized(parts)
+
+
+@fault("WEIGHTS-3", *WORDS, source="https://github.com/ztxz16/fastllm/pull/715", unseen="what the tokens spell")
+def merges_go_from_left_to_right() -> Iterator[None]:
+    """Letters are joined as long as there is a token of them, whichever pair was learned first."""
+
+    def change(token: str, known: Collection[str]) -> list[str]:
+        parts = [""]
+        for letter in token:
+            parts[-1:] = [parts[-1] + letter] if parts[-1] + letter in known else [parts[-1], letter]
+        return parts
+
+    with _parted(change):
+        yield
+
+
+@fault("WEIGHTS-3", *WORDS, source="https://github.com/quantumaikr/quant.cpp/pull/21", unseen="what the tokens spell")
+def merges_are_not_read() -> Iterator[None]:
+    """Each letter is a token of its own."""
+    with _parted(lambda token, known: list(token)):
         yield
 
 
