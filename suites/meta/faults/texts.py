@@ -34,6 +34,18 @@ def _tokenized(change: Callable[[Any, list[int], bool], list[int]]) -> AbstractC
     return swapped(PreTrainedTokenizerBase, "__call__", call)
 
 
+def _unless_asked(**said: Any) -> AbstractContextManager[None]:
+    """Patch what `generate` goes by where a request says nothing of it."""
+    from transformers import GenerationMixin
+
+    original = GenerationMixin.generate
+
+    def generate(self: Any, *args: Any, **more: Any) -> Any:
+        return original(self, *args, **more if "generation_config" in more else said | more)
+
+    return swapped(GenerationMixin, "generate", generate)
+
+
 @fault(
     "WEIGHTS-2", *SAYS, source="https://github.com/vllm-project/vllm/issues/45591", unseen="releases that say the same"
 )
@@ -63,14 +75,7 @@ def of_several_ends_the_first_is_read() -> Iterator[None]:
 @fault("WEIGHTS-2", *ENDS, source="our own: a server's limit", unseen="answers that end before it")
 def an_answer_is_as_long_as_the_server_says() -> Iterator[None]:
     """max_new_tokens of the release is read, and 9 is used where a request names none."""
-    from transformers import GenerationMixin
-
-    original = GenerationMixin.generate
-
-    def generate(self: Any, *args: Any, **more: Any) -> Any:
-        return original(self, *args, **more if "generation_config" in more else {"max_new_tokens": 9} | more)
-
-    with swapped(GenerationMixin, "generate", generate):
+    with _unless_asked(max_new_tokens=9):
         yield
 
 
@@ -79,14 +84,7 @@ def an_answer_is_as_long_as_the_server_says() -> Iterator[None]:
 )
 def answers_are_what_is_ranked_first_whatever_was_released() -> Iterator[None]:
     """do_sample is read, and a request that does not ask for it is answered greedily."""
-    from transformers import GenerationMixin
-
-    original = GenerationMixin.generate
-
-    def generate(self: Any, *args: Any, **more: Any) -> Any:
-        return original(self, *args, **more if "generation_config" in more else {"do_sample": False} | more)
-
-    with swapped(GenerationMixin, "generate", generate):
+    with _unless_asked(do_sample=False):
         yield
 
 
