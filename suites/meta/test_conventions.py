@@ -165,8 +165,44 @@ def test_a_word_that_is_a_token_may_be_looked_up_whole(monkeypatch):
     assert conventions.words(Path("model.gguf"), ["ab"]) == {"ab": [[0, 3], [4]]}
 
 
-def test_a_vocabulary_of_another_kind_is_not_guessed_at(monkeypatch):
-    monkeypatch.setattr(conventions, "_metadata", lambda path: {"model": "rwkv", "tokens": []})
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("rwkv", "tokens of the kind 'rwkv'"), ("gpt2", "neither merges nor scores")],
+    ids=["kind", "cut"],
+)
+def test_what_a_gguf_file_does_not_say_of_words_is_not_guessed_at(monkeypatch, kind, told):
+    monkeypatch.setattr(conventions, "_metadata", lambda path: {"model": kind, "tokens": []})
 
-    with pytest.raises(Unverified, match="tokens of the kind 'rwkv'"):
+    with pytest.raises(Unverified, match=told):
         conventions.words(Path("model.gguf"), ["a"])
+
+
+def test_transformers_reads_words_of_sentencepiece_as_its_scores_say(tmp_path):
+    """The one kind of GGUF file that no model at hand is of."""
+    import gguf
+    from transformers import AutoTokenizer
+
+    letters, joined = "▁abcd", {"ab": -1.0, "▁a": -2.0, "cd": -3.0, "▁ab": -4.0, "abcd": -5.0, "bc": -6.0}
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *joined, *letters]
+    writer = gguf.GGUFWriter(tmp_path / "pieces.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_head_count(1)
+    writer.add_embedding_length(8)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([joined.get(token, -100.0) for token in tokens])
+    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * (len(joined) + len(letters))])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path), gguf_file="pieces.gguf")
+    first = tokenizer("a", add_special_tokens=False).input_ids
+
+    ways = conventions.words(tmp_path / "pieces.gguf", ["a", "ab", "abc", "abcd", "bcd", "dcba"])
+
+    for word, found in ways.items():
+        assert tokenizer(f"a {word}", add_special_tokens=False).input_ids in [first + way for way in found], word
+    assert [tokens[n] for n in ways["abcd"][0]] == ["▁ab", "cd"]
