@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from fixtures.distances import ROUNDOFF
 from fixtures.oracles import alibi, rope
 from fixtures.positions import like, rotary_tables
 
@@ -55,6 +56,11 @@ def test_model_tables_equal_the_formula(case, dtype, start, device, model, judge
         for asked in dict.fromkeys((torch.float32, dtype)):
             for way, tables in ways(partial(table.at, dtype=asked), at):
                 judge_tables(judge, tables, table.parameters, table.dim, at, f"{table.layer_type} {way}".strip())
+        half, whole = (torch.cat(table.at(at, d), -1).float() for d in (torch.float16, torch.float32))
+        # rounding is off by half a unit in the last place: no more than a whole one is let pass
+        off = (half - whole).abs() > 2 * ROUNDOFF[torch.float16] * whole.abs().amax().clamp(min=1)
+        what = f"{table.layer_type} entries in float16 that are not float32's, rounded".strip()
+        judge.exactly(what, int(off.sum()), 0, detail=f"the first at position {at[off.any(-1)][:1].tolist()}")
 
 
 @pytest.mark.parametrize(("length", "most"), [(2049, 128), (131073, 16)], ids=["2049", "131073"])

@@ -216,6 +216,24 @@ def positions_are_float16() -> Iterator[None]:
         yield
 
 
+@fault(
+    "POS-1",
+    TABLES,
+    "test_model_tables and llama-gqa and float32",
+    source="https://github.com/NVIDIA/Megatron-LM/issues/535",
+    unseen="models that are not float16; positions below 2,049",
+)
+def positions_are_in_the_models_float16() -> Iterator[None]:
+    """A model that computes in float16 counts its positions in it."""
+
+    def change(forward: Any, module: Any, x: Tensor, positions: Tensor) -> Any:
+        counted = positions.clamp(max=65504).half().long() if x.dtype == torch.float16 else positions
+        return forward(module, x, counted)
+
+    with rotary(change):
+        yield
+
+
 @fault("POS-1", TABLES, "test_model_tables and llama-gqa and bfloat16", source="our own", unseen="float32 models")
 def tables_are_computed_in_the_models_dtype() -> Iterator[None]:
     """Positions and angles of a bfloat16 model are bfloat16."""
