@@ -74,10 +74,10 @@ def test_an_answer_is_drawn_as_the_release_says(case, dtype, device, model, make
     first = generated(model, prompt, COUNT)[0].tolist()
 
     drawn = _answer(_saying(case, tmp_path / "drawn", HOT), prompt, dtype)
-    judge.exactly("do_sample: an answer of nothing but what is ranked first", drawn == first, False)
+    judge.exactly("do_sample: an answer of nothing but what is ranked first", str(drawn == first), "False")
     for what, said in FIRST.items():
         found = _answer(_saying(case, tmp_path / what, HOT | said), prompt, dtype)
-        judge.exactly(what, str(found), str(first), detail="wanted is what is ranked first")
+        judge.exactly(what, str(found), str(first), detail=f"{said} leaves nothing but what is ranked first")
 
 
 def _answer(folder, prompt, dtype):
