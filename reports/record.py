@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -57,7 +57,7 @@ class Record:
         return max(judged, key=_share) if judged else None
 
     def line(self) -> str:
-        return json.dumps(plain(asdict(self)), sort_keys=True, allow_nan=False)
+        return json.dumps(plain(vars(self)), sort_keys=True, allow_nan=False)
 
 
 Numbered = Sequence[tuple[int, Record]]  # a record and its line in records.jsonl

@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Run:
         self.records = list(former)
 
     def add(self, record: Record) -> None:
-        record = Record(**private(asdict(record)))
+        record = Record(**private(vars(record)))
         now = time.monotonic()
         due = now > self.synced + SYNCED
         append(self.folder / "records.jsonl", record, sync=due)
