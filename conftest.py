@@ -77,7 +77,8 @@ def pytest_configure(config: pytest.Config) -> None:
         environment.tell(pickle.loads(told["environment"]))
     try:
         known = pickle.loads(told["release"]) if told else None
-        bench = config.stash[BENCH] = assemble(config.pluginmanager, option, now.date(), known)
+        with warnings.catch_warnings(action="ignore"):  # libraries warn of each other where they are imported
+            bench = config.stash[BENCH] = assemble(config.pluginmanager, option, now.date(), known)
         source = option.policy or policy.DEFAULT
         sets = policy.read(source)
         asked = option.require.split(",") if option.require else ()

@@ -6,7 +6,8 @@ import torch
 from fixtures.beams import beam_search
 from fixtures.caching import misplaced, operate
 from fixtures.decoding import decode, padded_left
-from fixtures.generation import follower, generated, using
+from fixtures.generation import follower, generated, until, using
+from fixtures.models import VOCABULARY
 from fixtures.questions import Usage
 from fixtures.rounded_caches import handed, llama, outlier_inputs
 
@@ -53,6 +54,32 @@ def test_beam_search_finds_what_recomputing_finds(case, kv_cache, dtype, usage, 
     for prompt, tokens in zip(prompts, found, strict=True):
         wanted = beam_search(follower(truth, model, torch.float64), prompt, beams, count)
         judge.sequence(tokens.tolist(), wanted.ids[len(prompt) :].tolist(), margin=wanted.gap, dtype=dtype)
+
+
+# One token in four ends an answer, so that hypotheses of many lengths are ranked; which one wins, several prompts tell.
+ENDS, LENGTHS = list(range(0, VOCABULARY, 4)), (21, 14, 21, 9, 17, 21)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("usage", [BEAMS], ids=str)
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_beams_that_end_are_ranked_as_recomputing_ranks(
+    case, kv_cache, dtype, usage, device, model, make_ids, truth, judge
+):
+    """KV-9: beam search on a cache MUST find the sequence that a search finds which recomputes all, ties aside."""
+    beams, count, drawn = 3, 8, make_ids(batch=len(LENGTHS), length=max(LENGTHS))
+    prompts = [row[:length] for row, length in zip(drawn, LENGTHS, strict=True)]
+    ids, real = padded_left(prompts)
+    how = using(model, kv_cache, max(LENGTHS) + count, rows=len(prompts) * beams)
+
+    found = generated(model, ids, count, real, num_beams=beams, eos_token_id=ENDS, early_stopping="never", **how)
+
+    for prompt, tokens in zip(prompts, found, strict=True):
+        wanted = beam_search(follower(truth, model, torch.float64), prompt, beams, count, ENDS)
+        judge.evidence.setdefault("lengths", []).append(wanted.lengths)
+        best = wanted.ids[len(prompt) :].tolist()
+        judge.sequence(until(tokens.tolist(), ENDS), best, margin=wanted.gap, dtype=dtype)
 
 
 # Two orders come before what was rounded is rounded again, and some after.
