@@ -100,6 +100,21 @@ def kernel_is_planned_for_each_length() -> Iterator[None]:
         yield
 
 
+@fault("KV-18", *UNSEEN, source="our own: a graph of fixed shapes", unseen="the second time; steps; numbers")
+def graph_is_captured_for_each_length_of_a_prompt() -> Iterator[None]:
+    """A prompt of a length that was not met yet is run once more, slowly, to be captured."""
+    captured = set()
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        if q.shape[-2] > 1 and q.shape[-2] not in captured:
+            captured.add(q.shape[-2])
+            busy(0.3)
+        return call(q, k, v, **more)
+
+    with patches.kernel(change):
+        yield
+
+
 @fault("KV-18", *UNSEEN, source="our own: a compiler without dynamic shapes", unseen="the second time; numbers")
 def graph_is_compiled_for_each_shape() -> Iterator[None]:
     """Attention is compiled for every shape of keys, and what was compiled is kept."""
