@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +41,11 @@ def _penalised(divides: Any, itself: Any, ids: Tensor, scores: Tensor) -> Tensor
 @fault("KV-25", *SCORES, source="huggingface/transformers#2303, before it", unseen="logits above 0; no penalty")
 def repetition_penalty_divides_every_logit() -> Iterator[None]:
     """A negative logit of what was said is divided too, which makes it likelier."""
-    with _processor("RepetitionPenaltyLogitsProcessor", partial(_penalised, torch.isfinite)):
+
+    def call(itself: Any, ids: Tensor, scores: Tensor) -> Tensor:
+        return _penalised(torch.isfinite, itself, ids, scores)
+
+    with _processor("RepetitionPenaltyLogitsProcessor", call):
         yield
 
 
