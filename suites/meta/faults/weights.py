@@ -11,6 +11,8 @@ from suites.meta.faults import after_loading, fault, swapped
 
 FULL = ("--tier", "full")
 SERVED = ("weights/test_release.py", "served and float32")
+PARTS = ("weights/test_release.py", "several_files and bfloat16 and llama-gqa")
+CONFIG = ("weights/test_release.py", "served_config")
 
 
 @fault("WEIGHTS-1", *SERVED, source="https://github.com/paiml/aprender/issues/555", unseen="tokens that miss the row")
@@ -99,4 +101,94 @@ def experts_are_stacked_by_name() -> Iterator[None]:
                     weight.data = weight.data[order]
 
     with after_loading(change):
+        yield
+
+
+@fault("WEIGHTS-1", *PARTS, source="https://github.com/sgl-project/sglang/pull/32279, before it", unseen="one file")
+def last_of_several_files_is_not_read() -> Iterator[None]:
+    """Of a release in several files the last is not read, and what it holds is drawn anew."""
+    from transformers import modeling_utils
+
+    original = modeling_utils._get_resolved_checkpoint_files
+
+    def resolved(*args: Any, **more: Any) -> Any:
+        files, about = original(*args, **more)
+        return (files[:-1] if files and len(files) > 1 else files), about
+
+    with swapped(modeling_utils, "_get_resolved_checkpoint_files", resolved):
+        yield
+
+
+@fault(
+    "WEIGHTS-1", *PARTS, source="https://github.com/lemonade-sdk/lemonade/pull/1876", unseen="a dtype that is asked for"
+)
+def bfloat16_is_read_as_float16() -> Iterator[None]:
+    """A release in bfloat16 is served in float16 where nobody asks for a dtype."""
+
+    def change(model: Any) -> None:
+        if model.dtype == torch.bfloat16:
+            model.half()
+
+    with after_loading(change):
+        yield
+
+
+@fault("WEIGHTS-1", "weights/test_release.py", "llama-biases", options=FULL, source="our own", unseen="no biases")
+def biases_of_attention_are_not_read() -> Iterator[None]:
+    """Queries, keys and values have no bias, whatever the release has: the config's word for it is not read."""
+
+    def change(model: Any) -> None:
+        for name, module in model.named_modules():
+            if name.endswith(("q_proj", "k_proj", "v_proj")):
+                module.bias = None
+
+    with after_loading(change):
+        yield
+
+
+@fault("WEIGHTS-4", *CONFIG, source="https://github.com/ggml-org/llama.cpp/pull/2768", unseen="short texts, nearly")
+def base_of_the_release_is_lost() -> Iterator[None]:
+    """The rotary base is the paper's, and not the release's."""
+
+    def change(model: Any) -> None:
+        config = model.config
+        if getattr(config, "rope_parameters", None):
+            config.rope_parameters["rope_theta"] = 10000.0
+        else:
+            config.rope_theta = 10000.0
+
+    with after_loading(change):
+        yield
+
+
+@fault("WEIGHTS-4", *CONFIG, source="our own: a name of another converter's", unseen="first choices, nearly all")
+def epsilon_of_the_release_is_lost() -> Iterator[None]:
+    """The epsilon of the norms is the class's default, and not the release's."""
+
+    def change(model: Any) -> None:
+        model.config.rms_norm_eps = 1e-6
+
+    with after_loading(change):
+        yield
+
+
+@fault(
+    "WEIGHTS-4",
+    "weights/test_release.py",
+    "config.json-mistral-window",
+    source="https://github.com/ModelTC/LightLLM/pull/273, before it",
+    unseen="texts that are shorter than the window",
+)
+def window_is_the_default_of_the_class() -> Iterator[None]:
+    """Whatever a release says of its window, it is 4,096."""
+    from transformers import AutoConfig
+
+    original = AutoConfig.from_pretrained.__func__
+
+    def from_pretrained(cls: Any, *args: Any, **more: Any) -> Any:
+        config = original(cls, *args, **more)
+        config.sliding_window = 4096
+        return config
+
+    with swapped(AutoConfig, "from_pretrained", classmethod(from_pretrained)):
         yield
