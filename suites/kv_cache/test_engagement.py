@@ -6,6 +6,7 @@ import torch
 from fixtures.decoding import handing, padded_left
 from fixtures.generation import generated
 from fixtures.meters import embedded, updates
+from fixtures.models import from_folder
 from fixtures.questions import Usage
 
 PROMPT, COUNT, NEXT = 32, 7, 5  # groups of what is rounded are full
@@ -34,3 +35,25 @@ def test_each_step_runs_one_token(case, kv_cache, dtype, usage, device, model, m
     judge.exactly("tokens that each call ran", str(lengths), str(wanted))
     judge.exactly("layers and tokens written", str(written), str([(layer, n) for n in wanted for layer in layers]))
     judge.exactly("tokens in the cache", int(cache.get_seq_length()), sum(wanted))
+
+
+# What is asked for, and how many tokens a step may run: with drafts, those and one.
+WAYS = {"bare": ({}, 1), "beams": ({"num_beams": 3}, 1), "looked-up": ({"prompt_lookup_num_tokens": 3}, 4)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.applies(real=(False,), tier=("standard",), saved=(True,))
+def test_every_way_runs_what_is_new(case, dtype, way, device, make_ids, judge):
+    """KV-16: after the prompt each step MUST run one token, and write it once into each layer of the cache."""
+    model, part, (how, most) = from_folder(case.checkpoint(), dtype, device), make_ids(1, PROMPT // 4), WAYS[way]
+    ids = part.repeat(1, 4)  # so that there is something to look up
+
+    with embedded(model) as lengths:
+        ends = {"eos_token_id": -1, "pad_token_id": 0}
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=COUNT, do_sample=False, **ends, **how)
+
+    judge.exactly("tokens beside the prompt in the first step", max(0, lengths[0] - PROMPT) < most, True)
+    judge.exactly(f"steps that ran more than {most} tokens", sum(n > most for n in lengths[1:]), 0)
+    judge.exactly("steps", 1 < len(lengths) <= COUNT, True, detail=f"it took {len(lengths)}")

@@ -82,6 +82,30 @@ def test_an_answer_ends_with_its_end(case, kv_cache, dtype, device, model, make_
         judge.exactly(f"{what}: an answer is cut", str(ended[0] == free[0]), "False")
 
 
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("unmasked", ["padded", "ends-inside"])
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_a_request_without_a_mask(case, dtype, unmasked, device, model, make_ids, truth, judge):
+    """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
+    longer, shorter = make_ids(batch=2, length=PROMPT)
+    # Padding is told by its token, unless that also ends texts: then it is part of a chat.
+    pad = min(set(range(2 * PROMPT + 1)).difference(longer.tolist(), shorter.tolist()))
+    padded, real = padded_left([longer, shorter[:14]])
+    texts, ends = {
+        "padded": (padded.masked_fill(real == 0, pad), -1),
+        "ends-inside": (longer[None].masked_fill(torch.arange(PROMPT, device=device) == 7, pad), pad),
+    }[unmasked]
+
+    found = generated(model, texts, COUNT, attention_mask=None, pad_token_id=pad, eos_token_id=ends)
+
+    for text, answer in zip(texts, found, strict=True):
+        prompt, tokens = text[text != pad] if ends != pad else text, until(answer.tolist(), [ends])
+        whole = torch.cat([prompt, torch.tensor(tokens, device=device)])[None]
+        golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
+        judge.ranked_first(tokens, reference, golden, what=f"a text of {len(prompt)}")
+
+
 SPECULATE = frozenset({"exact", "speculate"})
 DRAFTS = [
     pytest.param(Usage("prompt-lookup", needs=SPECULATE), marks=CORE),
@@ -107,9 +131,13 @@ def test_speculation_gives_greedy_tokens(case, kv_cache, dtype, drafts, device, 
     with model.register_forward_hook(lambda *_: asked.append(1)):
         tokens = generated(model, prompt, COUNT, **drafted, **cache)[0].tolist()
 
+    # A draft may be longer than what is left of an answer.
+    caches = {n: handing(model, kv_cache.make(model.config, 1, 28 + n)) for n in (2, 3, 4)}
+    short = {n: generated(model, prompt, n, **drafting(drafts.name, model), **caches[n]).shape[1] for n in caches}
+
     whole = torch.cat([prompt, torch.tensor([tokens], device=device)], 1)
     golden, reference = (truth(model, whole, d)[0, 27:-1] for d in (torch.float64, dtype))
-    judge.exactly("tokens are enough", len(tokens) >= COUNT, True)
+    judge.exactly("tokens", str([len(tokens), *short.values()]), str([COUNT, *short]))
     judge.exactly(
         f"{MOST[drafts.name]} steps suffice", len(asked) <= MOST[drafts.name], True, detail=f"it took {len(asked)}"
     )

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fixtures import heap
-from fixtures.allocations import allocations
+from fixtures.allocations import added, allocations, living
+from fixtures.models import from_folder
 from fixtures.requests import COUNT, PROMPT, REQUESTS
 
 MANY = 4
@@ -29,6 +30,21 @@ def test_requests_give_back_what_they_took(case, dtype, ending, device, model, m
 
     judge.exactly(f"bytes that stay after {MANY} requests", many.kept, 0, unit="bytes")
     judge.exactly(f"peak of {MANY} requests", many.peak, one.peak, unit="bytes")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", ["plain", "static"])
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(tier=("standard",), real=(False,), saved=(True,))
+def test_first_request_leaves_nothing(case, dtype, first, device, make_ids, judge):
+    """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
+    model, ids = from_folder(case.checkpoint(), dtype, device), make_ids(2, PROMPT)
+    before = living()
+
+    REQUESTS[first](model, ids)
+    gc.collect()
+
+    judge.exactly("bytes that stay after the first request", added(before), 0, unit="bytes")
 
 
 @ENDINGS

@@ -29,7 +29,12 @@ SAID = {
 
 # At this temperature any token may come; each of the others leaves none but the first.
 HOT = {"do_sample": True, "temperature": 100.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": COUNT}
-FIRST = {"top_k": {"top_k": 1}, "top_p": {"top_p": 1e-6}, "temperature": {"temperature": 1e-9}}
+FIRST = {
+    "top_k": {"top_k": 1},
+    "top_p": {"top_p": 1e-6},
+    "min_p": {"min_p": 1.0},
+    "temperature": {"temperature": 1e-9},
+}
 
 
 @FLOAT32
@@ -78,12 +83,18 @@ def test_an_answer_is_drawn_as_the_release_says(case, dtype, device, model, make
     for what, said in FIRST.items():
         found = _answer(_saying(case, tmp_path / what, HOT | said), prompt, dtype)
         judge.exactly(what, str(found), str(first), detail=f"{said} leaves nothing but what is ranked first")
+    sampling = _saying(case, tmp_path / "unless", HOT)
+    judge.exactly("a request that is not to be sampled", str(_answer(sampling, prompt, dtype, False)), str(first))
+    for what, said in {"suppress_tokens": first[:1], "bad_words_ids": [first[:1]]}.items():
+        found = _answer(_saying(case, tmp_path / what, {"max_new_tokens": COUNT, what: said}), prompt, dtype)
+        judge.exactly(f"{what}: comes all the same", first[0] in found, False)
 
 
-def _answer(folder, prompt, dtype):
-    """What `generate` answers where nobody asks for anything."""
+def _answer(folder, prompt, dtype, sample=None):
+    """What `generate` answers where nobody asks for anything, but perhaps for sampling or for none."""
     model = from_folder(folder, dtype, prompt.device)
-    return model.generate(prompt, attention_mask=torch.ones_like(prompt))[0, PROMPT:].tolist()
+    asked = {} if sample is None else {"do_sample": sample}
+    return model.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)[0, PROMPT:].tolist()
 
 
 def _saying(case, beside, said):

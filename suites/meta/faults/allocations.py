@@ -285,6 +285,25 @@ def offloaded_weights_stay_after_a_request() -> Iterator[None]:
         yield
 
 
+@fault(
+    "MEM-11",
+    "memory/test_placement.py",
+    "llama-gqa and float32 and 0.6",
+    source="https://github.com/huggingface/accelerate/pull/4083, before it",
+    unseen="what is held; heads of their own; all in one place",
+)
+def tied_head_is_not_what_it_is_tied_to() -> Iterator[None]:
+    """Where a part of a model lies on the disk, its tied head multiplies with what it was initialised with."""
+
+    def change(model: Any) -> None:
+        places = (getattr(model, "hf_device_map", None) or {}).values()
+        if "disk" in places and model.config.tie_word_embeddings:
+            model.get_output_embeddings().register_forward_hook(lambda module, args, output: output * 0)
+
+    with after_loading(change):
+        yield
+
+
 @fault("MEM-11", *PLACES, source="our own: a plan that counts on room which is not there", unseen="machines with room")
 def room_is_not_kept_to() -> Iterator[None]:
     """`max_memory` is taken for half as large again as it is."""

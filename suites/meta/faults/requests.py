@@ -17,6 +17,7 @@ OBJECTS = ("memory/test_requests.py", "leave_no_objects and plain")
 LOOKED_UP = ("memory/test_requests.py", "test_requests_give and looked-up and llama-gqa")
 SAMPLED = ("memory/test_requests.py", "test_requests_give and sampled and llama-gqa")
 BEAMS = ("memory/test_requests.py", "test_requests_give and beams and llama-gqa")
+FIRST = ("memory/test_requests.py", "first_request and static and llama-gqa")
 GRAPH = ("memory/test_requests.py", "test_requests_keep and llama-gqa")
 
 
@@ -194,3 +195,41 @@ def masks_are_kept_for_each_length() -> Iterator[None]:
     with patches.forward("LlamaModel", model):
         yield
     kept.clear()
+
+
+@fault("MEM-9", *FIRST, source="as transformers 4.57's `generate` does", unseen="requests after the first")
+def static_cache_of_a_request_stays() -> Iterator[None]:
+    """A static cache that `generate` makes is kept for the next request, and takes its place then."""
+    from transformers import StaticCache
+
+    original, kept = StaticCache.__init__, []
+
+    def init(cache: Any, *args: Any, **more: Any) -> None:
+        original(cache, *args, **more)
+        kept[:] = [cache]
+
+    with swapped(StaticCache, "__init__", init):
+        yield
+
+
+@fault(
+    "MEM-1",
+    "memory/test_weights.py",
+    "quantized and bnb-int8 and llama-gqa",
+    source="bitsandbytes before 0.45, which kept a tiled layout beside the plain one",
+    unseen="what is held before the first forward",
+)
+def int8_keeps_a_second_layout() -> Iterator[None]:
+    """At its first forward a layer in int8 makes another layout of its weight, and keeps both."""
+    import bitsandbytes as bnb
+
+    original = bnb.nn.Linear8bitLt.forward
+
+    def forward(layer: Any, x: Any) -> Any:
+        found = original(layer, x)
+        if not hasattr(layer.state, "tiled"):
+            layer.state.tiled = layer.weight.data.mT.contiguous()
+        return found
+
+    with swapped(bnb.nn.Linear8bitLt, "forward", forward):
+        yield

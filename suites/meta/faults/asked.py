@@ -1,0 +1,111 @@
+"""Faults of what a request asks for, or leaves open: a mask, a cache, a length, no draw, no such token."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suites.meta.faults import after_loading, fault, patches, swapped
+
+UNMASKED = "kv_cache/test_generate.py", "without_a_mask and llama-gqa"
+WAYS = "kv_cache/test_engagement.py", "every_way and llama-gqa"
+DRAFTED = "kv_cache/test_generate.py", "speculation and own-draft and dynamic-llama-gqa"
+DRAWN = "weights/test_generation.py", "drawn and llama-gqa"
+
+
+@fault(
+    "KV-14",
+    *UNMASKED,
+    source="https://github.com/microsoft/onnxruntime-genai/pull/1694, before it",
+    unseen="requests with a mask; padding with a token of its own",
+)
+def ends_of_turns_are_taken_for_padding() -> Iterator[None]:
+    """A mask that is not given hides the token of padding, also where that ends turns."""
+
+    def change(original: Any, model: Any, ids: Tensor, config: Any, *args: Any, **more: Any) -> Tensor:
+        mask: Tensor = original(model, ids, config, *args, **more)
+        return mask if config._pad_token_tensor is None else ids.ne(config._pad_token_tensor).long()
+
+    with patches.generation("_prepare_attention_mask_for_generation", change):
+        yield
+
+
+@fault("KV-14", *UNMASKED, source="our own: a mask of ones by default", unseen="requests with a mask, or of one length")
+def padding_is_seen_where_no_mask_is_given() -> Iterator[None]:
+    """A request without a mask is taken to be without padding."""
+
+    def change(original: Any, model: Any, ids: Tensor, *args: Any, **more: Any) -> Tensor:
+        return torch.ones_like(original(model, ids, *args, **more))
+
+    with patches.generation("_prepare_attention_mask_for_generation", change):
+        yield
+
+
+@fault(
+    "KV-16", *WAYS, source="our own: what training leaves in a config", unseen="tokens; requests that ask for a cache"
+)
+def cache_is_off_unless_it_is_asked_for() -> Iterator[None]:
+    """use_cache is false in what was loaded, and a request that does not name it recomputes everything."""
+
+    def change(model: Any) -> None:
+        model.generation_config.use_cache = model.config.use_cache = False
+
+    with after_loading(change):
+        yield
+
+
+@fault("KV-16", *WAYS, source="our own: an argument that one of two loops does not hand on", unseen="tokens; one beam")
+def beams_recompute_their_histories() -> Iterator[None]:
+    """A beam search computes the whole text of every beam at each step."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        told = {name: value for name, value in more.items() if name not in ("cache", "past_key_values")}
+        return original(model, *args, **told | {"use_cache": False})
+
+    with patches.generation("_beam_search", change):
+        yield
+
+
+@fault(
+    "KV-15",
+    *DRAFTED,
+    source="https://github.com/huggingface/transformers/pull/46993",
+    unseen="drafts that end with the answer; no drafts",
+)
+def drafts_go_on_beyond_the_length() -> Iterator[None]:
+    """What was drafted and accepted is not cut at the length that was asked for."""
+
+    def change(original: Any, model: Any, *args: Any, generation_config: Any, **more: Any) -> Any:
+        config = copy.deepcopy(generation_config)
+        config.max_length += 16
+        return original(model, *args, generation_config=config, **more)
+
+    with patches.generation("_assisted_decoding", change):
+        yield
+
+
+@fault("WEIGHTS-2", *DRAWN, source="our own: `asked or released`", unseen="releases that draw nothing")
+def a_request_for_no_draw_is_drawn() -> Iterator[None]:
+    """do_sample = False is taken for a request that says nothing, and what was released counts."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        config, *rest = original(model, *args, **more)
+        config.do_sample = config.do_sample or model.generation_config.do_sample
+        return config, *rest
+
+    with patches.generation("_prepare_generation_config", change):
+        yield
+
+
+@fault("WEIGHTS-2", *DRAWN, source="our own: a field that is not passed on", unseen="releases that suppress nothing")
+def suppressed_tokens_come_all_the_same() -> Iterator[None]:
+    """suppress_tokens of a release is read, and nothing is suppressed."""
+    from transformers.generation import logits_process
+
+    kind = logits_process.SuppressTokensLogitsProcessor
+    with swapped(kind, "__call__", lambda itself, ids, scores: scores):
+        yield
