@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fixtures.generation import until
 from fixtures.questions import Traffic
 
 TRAFFIC = [
@@ -35,3 +36,24 @@ def test_tokens_are_those_that_the_logits_rank_first(
         whole = torch.cat([prompt, torch.tensor(answer, dtype=torch.long, device=device)])[None]
         golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
         judge.ranked_first(answer, reference, golden, what=f"prompt of {len(prompt)}")
+
+
+ASKED = [Traffic("ends", lengths=(33, 5), count=12, needs=frozenset({"paged", "asked"}))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("traffic", ASKED, ids=str)
+@pytest.mark.applies(real=(False,))
+@pytest.mark.optional("paged attention")
+def test_an_answer_ends_with_any_of_its_ends(case, attention, dtype, traffic, device, model, make_ids, judge):
+    """ATTN-18: what is generated on a paged cache MUST be, token by token, what the golden logits rank first."""
+    texts = make_ids(batch=len(traffic.lengths), length=max(traffic.lengths))
+    prompts = [text[:length].tolist() for text, length in zip(texts, traffic.lengths, strict=True)]
+
+    free = attention.answer(model, prompts, traffic.count)
+    ends = [min(set(range(2 * traffic.count + 1)).difference(*free)), free[0][3], free[1][6]]
+    ended = attention.answer(model, prompts, traffic.count, eos_token_id=ends)
+
+    judge.exactly("answers", str(ended), str([until(answer, ends) for answer in free]))
+    judge.exactly("an answer is cut", str(ended == free), "False")

@@ -1,12 +1,14 @@
 """What `generate` draws has the distribution that its settings make of golden logits."""
 
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from fixtures.generation import generated, scored
+from fixtures.generation import drafting, generated, scored
 from fixtures.oracles.sampling import Sampling, probabilities
+from fixtures.questions import Traffic
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 CORE = pytest.mark.applies(real=(False,), tier=("standard",))
@@ -54,25 +56,75 @@ def test_scores_are_what_was_asked(case, dtype, asked, device, model, make_ids, 
 @pytest.mark.parametrize("asked", [Sampling(), ALL], ids=["plain", "all"])
 def test_rows_are_drawn_by_themselves(case, dtype, asked, device, model, make_ids, draw, truth, judge):
     """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
-    prompts, each = make_ids(batch=PROMPTS, length=LENGTH), ROWS // PROMPTS
-    prompts = prompts.repeat_interleave(each, 0)
+    each = ROWS // PROMPTS
+    prompts = make_ids(batch=PROMPTS, length=LENGTH).repeat_interleave(each, 0)
 
-    with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**31, (), generator=draw)))
+    with _seeded(draw):
         answers, again = (generated(model, prompts, COUNT, do_sample=True, **asdict(asked)) for _ in range(2))
 
-    whole = torch.cat([prompts, answers], 1)
-    golden = truth(model, whole, torch.float64)[:, LENGTH - 1 : -1]
-    ranks, owns = [], []
-    for n in range(COUNT):
-        held = probabilities(golden[:, n], whole[:, : LENGTH + n], asked)
-        own = held.gather(-1, answers[:, n : n + 1])
-        ranks.append(held.where(held > own, 0).sum(-1).cpu() + own[:, 0].cpu() * torch.rand(ROWS, generator=draw))
-        owns.append(own.cpu())
-    # Of what was drawn so, the probability of all that is likelier and a random part of its own are uniform (Rosenblatt
-    # 1952); and rows of one prompt begin alike by the probability of that beginning, to the power of the other rows.
-    judge.uniform("distance of what was drawn from what was asked", torch.cat(ranks))
-    first, own = answers[:, 0].view(PROMPTS, each), owns[0].view(PROMPTS, each)
+    ranks, owns = _ranked(truth, model, prompts, answers, asked, draw)
+    judge.uniform("distance of what was drawn from what was asked", ranks)
+    # Rows of one prompt begin alike by the probability of that beginning, to the power of the other rows.
+    first, own = answers[:, 0].view(PROMPTS, each), owns[:, 0].view(PROMPTS, each)
     alike = (first == first[:, :1]).all(-1).cpu()
     judge.chance("all rows of a prompt begin alike", float((each - 1) * own[alike, 0].log().sum()))
     judge.exactly("a second request is answered alike", torch.equal(answers, again), False)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("drafts", ["prompt-lookup", "own-draft", "poor-draft"])
+@pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama",))
+def test_a_drafted_answer_is_drawn(case, dtype, drafts, device, model, make_ids, draw, truth, judge):
+    """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
+    prompt, asked = make_ids(batch=1, length=LENGTH), Sampling(temperature=1.5)
+
+    with _seeded(draw):
+        answer = generated(model, prompt, 100, do_sample=True, **asdict(asked), **drafting(drafts, model))
+
+    ranks, _ = _ranked(truth, model, prompt, answer, asked, draw)
+    judge.uniform("distance of what was drawn from what was asked", ranks)
+
+
+TOGETHER = [Traffic("drawn", lengths=(21,) * 16, count=12, needs=frozenset({"paged", "asked"}))]
+
+
+@torch.no_grad()
+@DTYPES
+@CORE
+@pytest.mark.parametrize("traffic", TOGETHER, ids=str)
+@pytest.mark.optional("paged attention")
+def test_requests_of_a_batch_are_drawn(case, attention, dtype, traffic, device, model, make_ids, draw, truth, judge):
+    """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
+    prompts, asked = make_ids(batch=len(traffic.lengths), length=traffic.lengths[0]), Sampling(temperature=1.5)
+
+    with _seeded(draw):
+        answers = attention.answer(model, prompts.tolist(), traffic.count, do_sample=True, **asdict(asked))
+
+    judge.exactly("tokens generated", sum(map(len, answers)), traffic.count * len(prompts), unit="tokens")
+    ranks, _ = _ranked(truth, model, prompts, torch.tensor(answers, device=device), asked, draw)
+    judge.uniform("distance of what was drawn from what was asked", ranks)
+
+
+@contextmanager
+def _seeded(draw):
+    """What is drawn inside depends on the check's own numbers, and nothing outside on it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**31, (), generator=draw)))
+        yield
+
+
+def _ranked(truth, model, prompts, answers, asked, draw):
+    """Of each token that was drawn: the probability of all that is likelier and a random part of its own; and its own.
+
+    The first are uniform on 0 … 1 where tokens were drawn as asked (Rosenblatt 1952).
+    """
+    (rows, count), start = answers.shape, prompts.shape[1]
+    whole = torch.cat([prompts, answers], 1)
+    golden, ranks, owns = truth(model, whole, torch.float64)[:, start - 1 : -1], [], []
+    for n in range(count):
+        held = probabilities(golden[:, n], whole[:, : start + n], asked)
+        own = held.gather(-1, answers[:, n : n + 1])
+        ranks.append(held.where(held > own, 0).sum(-1).cpu() + own[:, 0].cpu() * torch.rand(rows, generator=draw))
+        owns.append(own[:, 0].cpu())
+    return torch.cat(ranks), torch.stack(owns, 1)

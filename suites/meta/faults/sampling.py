@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +13,9 @@ from torch import Tensor
 from suites.meta.faults import fault, patches, swapped
 
 SCORES = "kv_cache/test_sampling.py", "scores and llama-gqa"
+DRAFTED = "kv_cache/test_sampling.py", "drafted and own-draft"
+TOGETHER = "kv_cache/test_sampling.py", "requests_of_a_batch and paged-sdpa-llama-gqa"
+ENDS = "attention/test_paged.py", "any_of_its_ends and paged-sdpa-llama-gqa"
 DRAWN = "kv_cache/test_sampling.py", "drawn_by_themselves and plain and llama-gqa"
 
 
@@ -117,4 +121,49 @@ def every_request_has_the_same_seed() -> Iterator[None]:
         return original(model, *args, **more)
 
     with patches.generation("generate", change):
+        yield
+
+
+@fault("KV-25", *DRAFTED, source="https://github.com/EricLBuehler/mistral.rs/pull/2424, before it", unseen="no drafts")
+def drafted_answers_are_what_is_ranked_first() -> Iterator[None]:
+    """Where tokens are drafted, what is checked is what is ranked first, whatever the temperature."""
+
+    def change(original: Any, model: Any, *args: Any, generation_config: Any, **more: Any) -> Any:
+        config = copy.deepcopy(generation_config)
+        config.do_sample = False
+        return original(model, *args, generation_config=config, **more)
+
+    with patches.generation("_assisted_decoding", change):
+        yield
+
+
+@fault(
+    "KV-25",
+    *TOGETHER,
+    source="https://github.com/huggingface/transformers/pull/40692, before it",
+    unseen="requests that are not sampled",
+)
+def batched_requests_are_answered_greedily() -> Iterator[None]:
+    """Continuous batching answers with what is ranked first, whatever do_sample says."""
+
+    def change(original: Any, model: Any, inputs: Any, *args: Any, generation_config: Any, **more: Any) -> Any:
+        config = copy.deepcopy(generation_config)
+        config.do_sample = False
+        return original(model, inputs, *args, generation_config=config, **more)
+
+    with patches.generation("generate_batch", change):
+        yield
+
+
+@fault("ATTN-18", *ENDS, source="our own: one end of the several that a release names", unseen="releases with one end")
+def batched_answers_end_with_the_first_end_alone() -> Iterator[None]:
+    """Continuous batching knows one token that ends an answer."""
+
+    def change(original: Any, model: Any, inputs: Any, *args: Any, generation_config: Any, **more: Any) -> Any:
+        config = copy.deepcopy(generation_config)
+        if isinstance(config.eos_token_id, list):
+            config.eos_token_id = config.eos_token_id[0]
+        return original(model, inputs, *args, generation_config=config, **more)
+
+    with patches.generation("generate_batch", change):
         yield
