@@ -8,6 +8,7 @@ import pytest
 from fixtures import conventions
 from fixtures.bad_input import BadInput
 from fixtures.judgement import Unverified
+from fixtures.oracles.chats import rendered
 
 BEGIN, WORDS = 0, {"<s>": 0, "Is": 1, "it": 2, "so": 3, "text": 4}
 
@@ -121,6 +122,13 @@ def test_tokens_of_a_gguf_file_spell_their_text(fields, spelled):
     assert conventions._spelled(fields, [0, 1, 2, 3, 4]) == spelled
 
 
+@pytest.mark.parametrize(("pre", "parted"), [("qwen2", ""), ("gpt-2", "'\u00e9' for 'e\u0301', behind 0")])
+def test_an_accent_may_be_composed_where_a_family_does_it(monkeypatch, pre, parted):
+    monkeypatch.setattr(conventions, "_metadata", lambda path: {"model": "gpt2", "pre": pre, "tokens": ["Ã", "©"]})
+
+    assert conventions.parted(Path("model.gguf"), "e\u0301", [0, 1]) == parted
+
+
 @pytest.mark.parametrize("template", ["", "{{ raise_exception('roles must alternate') }}"], ids=["none", "refuses"])
 def test_a_template_that_writes_no_chat_of_two_ends_nothing(release, template):
     from transformers import PreTrainedTokenizerFast
@@ -206,3 +214,110 @@ def test_transformers_reads_words_of_sentencepiece_as_its_scores_say(tmp_path):
     for word, found in ways.items():
         assert tokenizer(f"a {word}", add_special_tokens=False).input_ids in [first + way for way in found], word
     assert [tokens[n] for n in ways["abcd"][0]] == ["▁ab", "cd"]
+    for text in ("a abcd", "  ab\u00bd", "cd "):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.decode(ids) == conventions.read(tmp_path / "pieces.gguf", ids), text
+    for token, number in conventions.special(tmp_path / "pieces.gguf").items():
+        assert tokenizer(f"a{token}b", add_special_tokens=False).input_ids.count(number) == 1, token
+
+
+ASKS = (
+    "{% for m in messages %}\n    {{ bos_token + m['role'] | tojson }}\n{% endfor %}"
+    "{% if add_generation_prompt %}&{% endif %}"
+)
+
+
+def chatting(release, template):
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(release / "tokenizer.json"), bos_token="<s>", chat_template=template
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "word", "one of several"])
+def test_a_folders_chats_are_written_by_its_own_template(release, kind):
+    told = {"word": ASKS, "one of several": [{"name": "default", "template": ASKS}, {"name": "rag", "template": "-"}]}
+    say(release, "tokenizer_config.json", bos_token={"content": "<s>"}, chat_template=told.get(kind, "another"))
+    if kind == "file":
+        (release / "chat_template.jinja").write_text(ASKS, encoding="utf-8")
+
+    chats = conventions.chats(release, chatting(release, ASKS))
+
+    assert chats["a system message, to be answered"] == ('    <s>"system"\n    <s>"user"\n&',) * 2
+    assert chats["one turn, ended"] == ('    <s>"user"\n',) * 2
+    assert all(found == wanted for found, wanted in chats.values())
+    assert all(found != wanted for found, wanted in conventions.chats(release, chatting(release, "!")).values())
+    assert all(found == "" for found, _ in conventions.chats(release, chatting(release, None)).values())
+
+
+def test_a_folder_without_a_template_writes_no_chats(release):
+    assert conventions.chats(release, chatting(release, "{{ messages }}")) == {}
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        ("{{ raise_exception('no') }}", ""),
+        ("{% for m in messages %}{% break %}{% endfor %}{{ strftime_now('%%') }}", "%"),
+        ("{%- generation -%} a {%- endgeneration %}{% if tools is not none %}b{% endif %}", "a"),
+        ("{{ messages[0] | tojson(indent=1) }}", '{\n "role": "<é>"\n}'),
+    ],
+    ids=["refuses", "loops and clocks", "marks of an answer", "JSON"],
+)
+def test_a_template_may_use_what_transformers_documents(template, written):
+    assert rendered(template, [{"role": "<é>"}]) == written
+
+
+def test_special_tokens_of_a_folder_are_those_that_were_added(release):
+    from tokenizers import AddedToken, Tokenizer
+
+    made = Tokenizer.from_file(str(release / "tokenizer.json"))
+    made.add_special_tokens(["<turn>"])
+    made.add_tokens([AddedToken("<think>"), AddedToken("whole", single_word=True)])
+    made.save(str(release / "tokenizer.json"))
+
+    assert conventions.special(release) == {"<turn>": 5, "<think>": 6}
+
+
+def test_special_tokens_of_a_gguf_file_are_of_control_or_a_users_own(monkeypatch):
+    fields = {"tokens": ["<s>", "a", "<think>", "\n\n", "▁▁", "<0x0A>"], "token_type": [3, 1, 4, 4, 4, 6]}
+    monkeypatch.setattr(conventions, "_metadata", lambda path: fields)
+
+    assert conventions.special(Path("model.gguf")) == {"<s>": 0, "<think>": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [
+        ("gpt-2", ["It", "'s", "Ġ(", "x", "):", "Ċ", "Ċ", "1234"]),
+        ("smollm", ["It", "'s", "Ġ(", "x", "):", "ĊĊ", "1", "2", "3", "4"]),
+        ("llama-bpe", ["It", "'s", "Ġ(", "x", "):ĊĊ", "123", "4"]),
+        ("qwen2", ["It", "'s", "Ġ(", "x", "):ĊĊ", "1", "2", "3", "4"]),
+    ],
+)
+def test_a_text_is_cut_by_the_pattern_that_a_gguf_file_names(monkeypatch, name, cut):
+    letters = sorted(set("".join(cut)))
+    merges = [f"{part[:at]} {part[at]}" for part in cut for at in range(1, len(part))]
+    tokens = list(dict.fromkeys([*letters, *(merge.replace(" ", "") for merge in merges)]))
+    told = {"model": "gpt2", "pre": name, "tokens": tokens, "merges": merges}
+    monkeypatch.setattr(conventions, "_metadata", lambda path: told)
+
+    [(one, other)] = conventions.cut(Path("model.gguf"), ["It's (x):\n\n1234"]).values()
+
+    assert one == other
+    assert [tokens[token] for token in one] == cut
+
+
+@pytest.mark.parametrize("fields", [{"model": "llama", "pre": "default"}, {"model": "gpt2"}], ids=["kind", "no name"])
+def test_a_way_to_cut_that_is_not_known_is_not_judged(monkeypatch, fields):
+    monkeypatch.setattr(conventions, "_metadata", lambda path: fields)
+
+    assert conventions.cut(Path("model.gguf"), ["a"]) == {}
+
+
+def test_a_folders_tokens_are_read_by_its_own_decoder(release):
+    assert conventions.read(release, [1, 2, 3]) == "Is it so"
+    assert not conventions.tidied(release)
+    say(release, "tokenizer_config.json", clean_up_tokenization_spaces=True)
+    assert conventions.tidied(release)

@@ -9,8 +9,20 @@ from fixtures import conventions, text
 
 pytestmark = pytest.mark.applies(real=(True,))
 
-# What no document of the frozen text has: runs of spaces, digits, other scripts, an emoji of several code points.
-OTHERS = ["  two spaces,\ta tab and 12,345.6", "naïve café — Дом, 東京, مرحبا", "👩‍👧 and\n\n\nnothing"]
+# What no document of the frozen text has: runs of spaces, digits, other scripts, an emoji of several code points, and
+# what normalization would replace: a ligature, an ellipsis, a half, a wide letter, a space that does not break, an
+# accent of its own; spaces before punctuation.
+OTHERS = [
+    "  two spaces,\ta tab and 12,345.6",
+    "naïve café — Дом, 東京, مرحبا",
+    "👩‍👧 and\n\n\nnothing",
+    "\ufb01ne\u2026 \u00bd \uff21 no\u00a0break, e\u0301",
+    "x != y , he said . do n't ?",
+]
+
+# Where families of tokenizers part: signs before a line's end or a name, several digits, a number on a new line.
+CODE = ["def f(self):\n\treturn self._name[12345], f(x);\n\n2. It's so:\r\n    (x)\n"]
+CUT = {"words": lambda said: re.sub(r"\d", "", said), "numbers": lambda said: said}
 
 
 def test_a_text_becomes_the_released_tokens(case, tokenizer, judge):
@@ -35,6 +47,45 @@ def test_words_are_merged_as_a_gguf_file_says(case, tokenizer, judge):
     other = [word for word, ids in found.items() if ids not in [first + way for way in ways[word]]]
     judge.evidence["words"] = len(words)
     judge.exactly("words of the frozen text that became other tokens", len(other), 0, detail=" ".join(other[:8]))
+
+
+@pytest.mark.parametrize("what", CUT)
+@pytest.mark.applies(gguf=(True,))
+def test_a_text_is_cut_as_a_gguf_file_says(case, what, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    ways = conventions.cut(case.files(), [CUT[what](document) for document in [*text.documents(), *CODE]])
+
+    found = {said: tokenizer(said, add_special_tokens=False).input_ids for said in ways}
+
+    parted = (conventions.parting(ids, ways[said][0]) for said, ids in found.items() if ids not in ways[said])
+    judge.evidence["documents"] = len(ways)
+    judge.exactly("a text that was cut otherwise", next(parted, "none"), "none")
+
+
+def test_a_special_token_in_a_text_is_one(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    special = conventions.special(case.files())
+
+    found = {token: tokenizer(f"so{token}it", add_special_tokens=False).input_ids for token in special}
+
+    other = [token for token, ids in found.items() if ids.count(special[token]) != 1]
+    judge.evidence["special tokens"] = len(special)
+    judge.exactly("special tokens that became letters", len(other), 0, detail=" ".join(other[:8]))
+
+
+def test_tokens_are_read_as_the_text_that_they_are(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    released = case.files()
+    # A release may ask for what no text gets back from.
+    plain = {"clean_up_tokenization_spaces": False} if conventions.tidied(released) else {}
+    tokens = [tokenizer(said, add_special_tokens=False).input_ids for said in [*text.documents(), *OTHERS]]
+
+    found = [tokenizer.decode(ids, skip_special_tokens=True, **plain) for ids in tokens]
+
+    wanted = (conventions.read(released, ids) for ids in tokens)
+    parted = map(conventions.parting, found, wanted)
+    judge.evidence["documents"] = len(tokens)
+    judge.exactly("a text that was read otherwise", next(filter(None, parted), "none"), "none")
 
 
 @pytest.mark.applies(gguf=(True,))
@@ -67,3 +118,12 @@ def test_a_chat_is_begun_once_and_its_turns_end(case, dtype, device, model, toke
     judge.evidence["chat template"] = bool(tokenizer.chat_template)
     judge.exactly("ends of a turn that end no answer", str(endless or "none"), "none")
     judge.exactly("tokens of a chat", str(found), str(written), detail="wanted are those of what its template writes")
+
+
+def test_a_chat_is_written_as_the_release_says(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    chats = conventions.chats(case.files(), tokenizer)
+
+    other = [f"{what}: {found}" for what, pair in chats.items() if (found := conventions.parting(*pair))]
+    judge.evidence["chats"] = len(chats)
+    judge.exactly("a chat that was written otherwise", next(iter(other), "none"), "none")
