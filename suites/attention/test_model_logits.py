@@ -24,6 +24,45 @@ def test_logits_are_as_accurate_as_eager(case, attention, dtype, device, own_ker
     judge.evidence |= said(case, candidate, ids)
 
 
+LENGTH, KEPT = 65, [0, 7, 40, 64]
+
+
+def _packed(model, ids):
+    """Both rows as one: positions that begin again say where the second begins."""
+    positions = torch.arange(ids.shape[1], device=ids.device).repeat(len(ids))[None]
+    return model(ids.reshape(1, -1), position_ids=positions, use_cache=False).logits.view(*ids.shape, -1)
+
+
+def _from_hidden(model, ids):
+    """What a server that hands out the last hidden states makes of them."""
+    return model.get_output_embeddings()(model(ids, output_hidden_states=True, use_cache=False).hidden_states[-1])
+
+
+# How logits are asked for, and of which positions; kept and packed where every transformers here can.
+LLAMAS = pytest.mark.applies(architecture=("llama", "mistral"))
+WAYS = {
+    "embeddings": lambda model, ids: model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).logits,
+    "hidden-states": _from_hidden,
+    "kept": lambda model, ids: model(ids, use_cache=False, logits_to_keep=torch.tensor(KEPT, device=ids.device)).logits,
+    "packed": _packed,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize(
+    "way", ["embeddings", "hidden-states", pytest.param("kept", marks=LLAMAS), pytest.param("packed", marks=LLAMAS)]
+)
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_logits_are_the_same_in_every_way_of_asking(case, way, dtype, device, model, make_ids, truth, judge):
+    """ATTN-2: a model's logits under a backend MUST be as close to float64 as plain eager attention's in that dtype."""
+    ids, at = make_ids(batch=2, length=LENGTH), KEPT if way == "kept" else slice(None)
+
+    candidate = WAYS[way](model, ids)
+
+    judge(candidate, *(truth(model, ids, d)[:, at] for d in (dtype, torch.float64)))
+
+
 WINDOWED = [frozenset({"window"}), frozenset({"gqa", "window"}), frozenset({"gqa", "window", "softcap"})]
 UNWINDOWED = [frozenset(), frozenset({"gqa"}), frozenset({"mla"})]
 SMALL = pytest.mark.applies(real=(False,))  # a trained model costs seconds each, and logic shows in a small one

@@ -158,6 +158,7 @@ from suites.meta.faults import (  # noqa: E402 - each registers its faults here
     texts,
     throughput,
     tiles,
+    ways,
     weights,
 )
 
@@ -202,5 +203,6 @@ __all__ = [
     "texts",
     "throughput",
     "tiles",
+    "ways",
     "weights",
 ]
