@@ -106,6 +106,24 @@ def test_a_request_without_a_mask(case, dtype, unmasked, device, model, make_ids
         judge.ranked_first(tokens, reference, golden, what=f"a text of {len(prompt)}")
 
 
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("given", ["embeddings"])
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_prompts_of_embeddings(case, dtype, given, device, model, make_ids, truth, judge):
+    """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
+    longer, shorter = make_ids(batch=2, length=PROMPT)
+    prompts = [longer, shorter[:14]]
+    padded, real = padded_left(prompts)
+
+    found = generated(model, padded, COUNT, real, inputs_embeds=model.get_input_embeddings()(padded))
+
+    for prompt, tokens in zip(prompts, found, strict=True):
+        whole = torch.cat([prompt, tokens])[None]
+        golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
+        judge.ranked_first(tokens.tolist(), reference, golden, what=f"a prompt of {len(prompt)}")
+
+
 SPECULATE = frozenset({"exact", "speculate"})
 DRAFTS = [
     pytest.param(Usage("prompt-lookup", needs=SPECULATE), marks=CORE),

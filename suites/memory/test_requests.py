@@ -8,6 +8,7 @@ import torch
 from fixtures import heap
 from fixtures.allocations import added, allocations, living
 from fixtures.models import from_folder
+from fixtures.questions import Traffic
 from fixtures.requests import COUNT, PROMPT, REQUESTS
 
 MANY = 4
@@ -45,6 +46,22 @@ def test_first_request_leaves_nothing(case, dtype, first, device, make_ids, judg
     gc.collect()
 
     judge.exactly("bytes that stay after the first request", added(before), 0, unit="bytes")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("traffic", [Traffic("together", lengths=(33, 5), count=COUNT)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(tier=("standard",), real=(False,), saved=(True,), architecture=("llama",))
+@pytest.mark.optional("paged attention")
+def test_first_batch_leaves_nothing(case, attention, traffic, dtype, device, make_ids, judge):
+    """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
+    model, texts = from_folder(case.checkpoint(), dtype, device), make_ids(2, max(traffic.lengths)).tolist()
+    before = living()
+
+    attention.answer(model, [text[:length] for text, length in zip(texts, traffic.lengths, strict=True)], traffic.count)
+    gc.collect()
+
+    judge.exactly("bytes that stay after the first batch", added(before), 0, unit="bytes")
 
 
 @ENDINGS

@@ -12,6 +12,7 @@ from torch import Tensor
 from suites.meta.faults import after_loading, fault, patches, swapped
 
 UNMASKED = "kv_cache/test_generate.py", "without_a_mask and llama-gqa"
+EMBEDDED = "kv_cache/test_generate.py", "prompts_of_embeddings and llama-gqa"
 WAYS = "kv_cache/test_engagement.py", "every_way and llama-gqa"
 DRAFTED = "kv_cache/test_generate.py", "speculation and own-draft and dynamic-llama-gqa"
 DRAWN = "weights/test_generation.py", "drawn and llama-gqa"
@@ -108,4 +109,17 @@ def suppressed_tokens_come_all_the_same() -> Iterator[None]:
 
     kind = logits_process.SuppressTokensLogitsProcessor
     with swapped(kind, "__call__", lambda itself, ids, scores: scores):
+        yield
+
+
+@fault("KV-14", *EMBEDDED, source="our own: a mask that goes by ids", unseen="requests of ids, or of one length")
+def padding_of_embeddings_is_seen() -> Iterator[None]:
+    """Where a prompt is handed in as embeddings, its mask is lost."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        if more.get("inputs_embeds") is not None:
+            more["attention_mask"] = torch.ones_like(more["attention_mask"])
+        return original(model, *args, **more)
+
+    with patches.generation("generate", change):
         yield

@@ -18,6 +18,7 @@ LOOKED_UP = ("memory/test_requests.py", "test_requests_give and looked-up and ll
 SAMPLED = ("memory/test_requests.py", "test_requests_give and sampled and llama-gqa")
 BEAMS = ("memory/test_requests.py", "test_requests_give and beams and llama-gqa")
 FIRST = ("memory/test_requests.py", "first_request and static and llama-gqa")
+BATCH = ("memory/test_requests.py", "first_batch and paged-sdpa")
 GRAPH = ("memory/test_requests.py", "test_requests_keep and llama-gqa")
 
 
@@ -232,4 +233,15 @@ def int8_keeps_a_second_layout() -> Iterator[None]:
         return found
 
     with swapped(bnb.nn.Linear8bitLt, "forward", forward):
+        yield
+
+
+@fault("MEM-9", *BATCH, source="our own: a manager that waits for more", unseen="answers; requests of one at a time")
+def manager_of_a_batch_stays() -> Iterator[None]:
+    """Continuous batching keeps its manager on the model when it is done, and with it all of the paged cache."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        return original(model, *args, **more | {"persistent_manager": True})
+
+    with patches.generation("generate_batch", change):
         yield
