@@ -1,5 +1,9 @@
 """What `generate` answers on a cache is what the logits of full recomputation rank first."""
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from threading import current_thread, main_thread
+
 import pytest
 import torch
 
@@ -122,6 +126,32 @@ def test_prompts_of_embeddings(case, dtype, given, device, model, make_ids, trut
         whole = torch.cat([prompt, tokens])[None]
         golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
         judge.ranked_first(tokens.tolist(), reference, golden, what=f"a prompt of {len(prompt)}")
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("calls", [(0, 4, 9)], ids=["prompt-and-steps"])
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_a_request_in_the_midst_of_another(case, dtype, calls, device, model, make_ids, truth, judge):
+    """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
+    longer, shorter = make_ids(batch=2, length=PROMPT)
+    prompts, answers, seen = [longer, *[shorter[:4]] * len(calls)], [], count()
+    layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+
+    def another(module, given):
+        """Before the first layer or the last, as threads of a server may take turns: all of another request."""
+        if current_thread() is main_thread() and next(seen) in calls:
+            with ThreadPoolExecutor(1) as other:
+                answers.append(other.submit(generated, model, prompts[1][None], COUNT).result()[0])
+
+    with layers[0].register_forward_pre_hook(another), layers[-1].register_forward_pre_hook(another):
+        answers.insert(0, generated(model, longer[None], COUNT)[0])
+
+    names = "the outer one", *(f"one within it, at call {n} of a layer" for n in calls)
+    for what, prompt, tokens in zip(names, prompts, answers, strict=True):
+        whole = torch.cat([prompt, tokens])[None]
+        golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
+        judge.ranked_first(tokens.tolist(), reference, golden, what=what)
 
 
 SPECULATE = frozenset({"exact", "speculate"})

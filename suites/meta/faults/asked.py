@@ -13,6 +13,7 @@ from suites.meta.faults import after_loading, fault, patches, swapped
 
 UNMASKED = "kv_cache/test_generate.py", "without_a_mask and llama-gqa"
 EMBEDDED = "kv_cache/test_generate.py", "prompts_of_embeddings and llama-gqa"
+MIDST = "kv_cache/test_generate.py", "in_the_midst and llama-gqa"
 WAYS = "kv_cache/test_engagement.py", "every_way and llama-gqa"
 DRAFTED = "kv_cache/test_generate.py", "speculation and own-draft and dynamic-llama-gqa"
 DRAWN = "weights/test_generation.py", "drawn and llama-gqa"
@@ -122,4 +123,23 @@ def padding_of_embeddings_is_seen() -> Iterator[None]:
         return original(model, *args, **more)
 
     with patches.generation("generate", change):
+        yield
+
+
+@fault("KV-14", *MIDST, source="our own: a workspace of the model's", unseen="requests one after the other")
+def requests_share_a_workspace() -> Iterator[None]:
+    """The rotary tables of a call lie on the model, where its layers look for them."""
+    shared: dict[int, Any] = {}
+
+    def rotary(original: Any, module: Any, *args: Any, **more: Any) -> Any:
+        shared[id(module.config)] = original(module, *args, **more)
+        return shared[id(module.config)]
+
+    def attention(original: Any, module: Any, *args: Any, **more: Any) -> Any:
+        left = shared.get(id(module.config))
+        if left is not None and left[0].shape == more["position_embeddings"][0].shape:
+            more["position_embeddings"] = left
+        return original(module, *args, **more)
+
+    with patches.forward("LlamaRotaryEmbedding", rotary), patches.forward("LlamaAttention", attention):
         yield
