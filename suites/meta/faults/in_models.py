@@ -189,3 +189,26 @@ def activation_of_the_config_is_ignored() -> Iterator[None]:
 
     with patches.forward("LlamaMLP", run):
         yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_experts and sdpa-mixtral-experts-float32",
+    source="https://github.com/vllm-project/vllm-ascend/pull/11258",
+    unseen="calls of few tokens: an expert takes 256 here",
+    **FULL,
+)
+def experts_have_a_capacity() -> Iterator[None]:
+    """An expert takes the first 256 tokens of a call that choose it, and those beyond go without."""
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+    original = MixtralExperts.forward
+
+    def forward(self: Any, x: Tensor, chosen: Tensor, weights: Tensor) -> Any:
+        one_hot = F.one_hot(chosen, self.num_experts)
+        taken = (one_hot.flatten(0, 1).cumsum(0).view_as(one_hot) * one_hot).sum(-1) <= 256
+        return original(self, x, chosen, weights * taken)
+
+    with swapped(MixtralExperts, "forward", forward):
+        yield
