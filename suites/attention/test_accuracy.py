@@ -36,6 +36,7 @@ PROBLEMS = [
     # and with a soft-cap that are not the default, and with so many keys that they are split
     Problem("decode-heads-85-rows-17", 85, 17, 10, head_dim=128, queries=1, batch=17),
     Problem("decode-scale-1000", 4, 2, 1000, queries=1, scale=0.3),
+    Problem("decode-8200", 4, 2, 8200, queries=1),  # more than a fixed number of parts may hold
     Problem("decode-softcap-129", 4, 2, 129, queries=1, softcap=5.0, spread=4.0),
     Problem("chunk-4-of-400", 4, 2, 400, queries=4),  # a few drafted tokens: kernels may split the keys, as for one
     Problem("chunk-33-of-100", 4, 2, 100, queries=33, compiled=True),

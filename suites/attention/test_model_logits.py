@@ -5,6 +5,7 @@ import torch
 
 from fixtures.decoding import after_padding
 from fixtures.meters import kernels
+from fixtures.oracles.architectures import experts
 from fixtures.questions import Padding
 from fixtures.tokens import said
 
@@ -61,6 +62,20 @@ def test_logits_are_the_same_in_every_way_of_asking(case, way, dtype, device, mo
     candidate = WAYS[way](model, ids)
 
     judge(candidate, *(truth(model, ids, d)[:, at] for d in (dtype, torch.float64)))
+
+
+@torch.no_grad()
+@pytest.mark.applies(architecture=sorted(experts.DESCRIPTIONS), real=(False,))
+def test_experts_take_every_token_of_a_call(case, attention, dtype, device, model, make_ids, truth, judge):
+    """ATTN-2: a model's logits under a backend MUST be as close to float64 as plain eager attention's in that dtype."""
+    ids = make_ids(batch=1, length=129)
+    golden, reference = (truth(model, ids, precision) for precision in (torch.float64, dtype))
+
+    # one text many times over: as many tokens as a long prompt's, and no more of which a rounding chooses the expert
+    with attention.in_model(model):
+        candidates = model(ids.expand(16, -1), use_cache=False).logits
+
+    judge(candidates, reference.expand_as(candidates), golden.expand_as(candidates))
 
 
 WINDOWED = [frozenset({"window"}), frozenset({"gqa", "window"}), frozenset({"gqa", "window", "softcap"})]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fixtures.materialise import ROUTES, declared, in_older_words
+from fixtures.materialise import ROUTES, declared, in_older_words, in_oldest_words
 from fixtures.positions import TRAINED, rotary_tables
 from suites.positions.test_tables import judge_tables
 
@@ -36,3 +36,4 @@ def test_older_words_declare_the_same_positions(encoding, device, saved, judge):
     wanted = declared(folder)
 
     judge.exactly("parameters, read from the words before transformers 5", declared(in_older_words(folder)), wanted)
+    judge.exactly("parameters, read from the words before 4.43", declared(in_oldest_words(folder)), wanted)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from suites.meta.faults import fault, patches, swapped
@@ -143,4 +144,71 @@ def heads_are_joined_in_the_wrong_order() -> Iterator[None]:
         return out.transpose(1, 2).reshape(out.shape), weights
 
     with patches.interface(change):
+        yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_logits and sdpa-qwen2-full-float32",
+    source="https://github.com/huggingface/transformers/issues/38002",
+    unseen="texts shorter than the window; configs that use theirs",
+    **FULL,
+)
+def a_window_that_is_not_used_acts() -> Iterator[None]:
+    """Qwen2's sliding_window acts in all layers, although use_sliding_window is false."""
+    from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+
+    original = Qwen2Config.__post_init__
+
+    def read(self: Any, **more: Any) -> None:
+        used, self.use_sliding_window = self.use_sliding_window, True
+        if not used:
+            self.max_window_layers = 0
+        original(self, **more)
+        self.use_sliding_window = used
+
+    with swapped(Qwen2Config, "__post_init__", read):
+        yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_logits and sdpa-llama-biases-float32",
+    source="our own: a fused kernel of SiLU and the product with the gate",
+    unseen="models whose activation is SiLU, as nearly all of Llama's kind",
+    **FULL,
+)
+def activation_of_the_config_is_ignored() -> Iterator[None]:
+    """Llama's MLP has SiLU, whatever hidden_act says."""
+
+    def run(forward: Any, mlp: Any, x: Tensor) -> Tensor:
+        out: Tensor = mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+        return out
+
+    with patches.forward("LlamaMLP", run):
+        yield
+
+
+@fault(
+    "ATTN-2",
+    FILE,
+    "test_experts and sdpa-mixtral-experts-float32",
+    source="https://github.com/vllm-project/vllm-ascend/pull/11258",
+    unseen="calls of few tokens: an expert takes 256 here",
+    **FULL,
+)
+def experts_have_a_capacity() -> Iterator[None]:
+    """An expert takes the first 256 tokens of a call that choose it, and those beyond go without."""
+    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+    original = MixtralExperts.forward
+
+    def forward(self: Any, x: Tensor, chosen: Tensor, weights: Tensor) -> Any:
+        one_hot = F.one_hot(chosen, self.num_experts)
+        taken = (one_hot.flatten(0, 1).cumsum(0).view_as(one_hot) * one_hot).sum(-1) <= 256
+        return original(self, x, chosen, weights * taken)
+
+    with swapped(MixtralExperts, "forward", forward):
         yield

@@ -39,6 +39,24 @@ def forward_of(module: str, kind: str, change: Callable[..., Any]) -> Iterator[N
         yield
 
 
+@contextmanager
+def _read_as(kind: str, **said: Any) -> Iterator[None]:
+    """Frequencies of one rope_type, made as if a config said something else, or, where that is None, nothing."""
+
+    def change(original: Any, config: Any, *args: Any, **more: Any) -> Any:
+        p = parameters(config)
+        before = dict(p)
+        p |= said
+        try:
+            return original(config, *args, **more)
+        finally:
+            p.clear()
+            p.update(before)
+
+    with scaling(kind, change):
+        yield
+
+
 @fault(
     "POS-1",
     TABLES,
@@ -79,18 +97,7 @@ def yarn_applies_its_temperature_twice() -> Iterator[None]:
 @fault("POS-1", TABLES, "rope-yarn-ramp", source="our own", unseen="truncate = true, which is the default")
 def yarn_truncates_its_ramp_always() -> Iterator[None]:
     """truncate = false, as gpt-oss has it, is not read."""
-
-    def change(original: Any, config: Any, *args: Any, **more: Any) -> Any:
-        p = parameters(config)
-        before = dict(p)
-        p["truncate"] = True
-        try:
-            return original(config, *args, **more)
-        finally:
-            p.clear()
-            p.update(before)
-
-    with scaling("yarn", change):
+    with _read_as("yarn", truncate=True):
         yield
 
 
@@ -159,6 +166,32 @@ def longrope_never_takes_its_long_factors() -> Iterator[None]:
         return (table.cos() * heat, table.sin() * heat) if longest else (cos, sin)
 
     with forward_of("phi3.modeling_phi3", "Phi3RotaryEmbedding", change):
+        yield
+
+
+@fault(
+    "POS-1",
+    TABLES,
+    "rope-llama3-32",
+    source="our own: the factors of Llama 3.1 as constants",
+    unseen="Llama 3.1, whose factor is 8; short distances",
+)
+def llama3_factors_are_compiled_in() -> Iterator[None]:
+    """Llama 3's low frequencies are divided by 8, whatever `factor` says: Llama 3.2's is 32."""
+    with _read_as("llama3", factor=8.0):
+        yield
+
+
+@fault(
+    "POS-1",
+    TABLES,
+    "rope-longrope-heat",
+    source="https://github.com/lablup/mlxcel/issues/1358, where it is called short_mscale and long_mscale",
+    unseen="configs without an attention_factor",
+)
+def longropes_own_temperature_is_not_read() -> Iterator[None]:
+    """LongRoPE's temperature is sqrt(1 + ln s / ln L), whatever attention_factor says."""
+    with _read_as("longrope", attention_factor=None):
         yield
 
 
@@ -352,6 +385,29 @@ def base_beside_a_scaling_is_lost() -> Iterator[None]:
         return original(self, **keywords)
 
     with swapped(RotaryEmbeddingConfigMixin, "convert_rope_params_to_dict", convert):
+        yield
+
+
+@fault(
+    "POS-5",
+    DECLARED,
+    "older_words and rope-linear",
+    source="our own: only the newer of two words is known",
+    unseen="configs that were written by transformers 4.43 or later, or without a scaling",
+)
+def type_is_not_read() -> Iterator[None]:
+    """A scaling whose kind stands under the older word `type` is taken for none."""
+    from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
+
+    original = RotaryEmbeddingConfigMixin.standardize_rope_params
+
+    def standardize(self: Any) -> Any:
+        p = getattr(self, "rope_parameters", None) or {}
+        if "type" in p:
+            p.setdefault("rope_type", "default")
+        return original(self)
+
+    with swapped(RotaryEmbeddingConfigMixin, "standardize_rope_params", standardize):
         yield
 
 

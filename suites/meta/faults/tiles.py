@@ -347,3 +347,24 @@ def splits_of_a_step_are_kept_in_bfloat16() -> Iterator[None]:
 
     with patches.kernel(change):
         yield
+
+
+@fault(
+    "ATTN-1",
+    ACCURATE,
+    "sdpa-float32 and decode-8200",
+    source="our own: a fixed number of parts for a step's keys",
+    unseen="steps on up to 4,096 keys; prompts",
+)
+def a_step_reads_32_parts_of_its_keys() -> Iterator[None]:
+    """A step reads its keys in 32 parts of 128: of more, those between the first 31 parts and the last are lost."""
+
+    def change(call: Any, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+        keys = torch.arange(k.shape[2], device=k.device)
+        if q.shape[2] != 1 or len(keys) <= 32 * TILE:
+            return call(q, k, v, **more)
+        read = (keys < 31 * TILE) | (keys >= len(keys) - TILE)
+        return call(q, k, v, **more | {"attn_mask": patches.shown(q, k, more) & read, "is_causal": False})
+
+    with patches.kernel(change):
+        yield
