@@ -125,7 +125,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(folder, said, told):
 
 def test_weights_that_a_config_has_no_place_for_keep_a_run_from_being_conformant(folder, conformance):
     declare(folder, num_hidden_layers=1)
-    found = conformance(f"--model={folder}", "suites/weights/test_release.py", "-k", "served and float32")
+    found = conformance(f"--model={folder}", "suites/weights/test_release.py", "-k", "served_weights and float32")
 
     assert found.verdict.startswith("unverified: 1 unverified"), found.printed
     assert "model.layers.1.input_layernorm.weight: this model calls it something else" in found.records[0].message
