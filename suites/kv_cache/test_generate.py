@@ -29,13 +29,11 @@ def test_greedy_tokens_are_those_ranked_first(case, kv_cache, dtype, device, mod
     """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
     prompt = make_ids(batch=1, length=PROMPT)
 
-    answers = {way: ask(model, kv_cache, prompt)[0].tolist() for way, ask in WAYS.items()}
+    answers = {way: ask(model, kv_cache, prompt)[0] for way, ask in WAYS.items()}
 
     for way, tokens in answers.items():
-        whole = torch.cat([prompt, torch.tensor([tokens], device=device)], 1)
-        golden, reference = (truth(model, whole, d)[0, PROMPT - 1 : -1] for d in (torch.float64, dtype))
         judge.exactly(f"{way}: tokens", len(tokens), COUNT)
-        judge.ranked_first(tokens, reference, golden, what=way)
+        _judge_answer(judge, truth, model, prompt[0], tokens, dtype, way)
 
 
 CORE = pytest.mark.applies(tier=("standard",))
@@ -58,9 +56,7 @@ def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, m
 
     tokens = generated(model, prompt, COUNT, **using(model, kv_cache, length + COUNT))
 
-    whole = torch.cat([prompt, tokens], 1)
-    golden, reference = (truth(model, whole, d)[0, length - 1 : -1] for d in (torch.float64, dtype))
-    judge.ranked_first(tokens[0].tolist(), reference, golden, what=f"after {length}")
+    _judge_answer(judge, truth, model, prompt[0], tokens[0], dtype, f"after {length}")
 
 
 @torch.no_grad()
@@ -104,10 +100,8 @@ def test_a_request_without_a_mask(case, dtype, unmasked, device, model, make_ids
     found = generated(model, texts, COUNT, attention_mask=None, pad_token_id=pad, eos_token_id=ends)
 
     for text, answer in zip(texts, found, strict=True):
-        prompt, tokens = text[text != pad] if ends != pad else text, until(answer.tolist(), [ends])
-        whole = torch.cat([prompt, torch.tensor(tokens, device=device)])[None]
-        golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
-        judge.ranked_first(tokens, reference, golden, what=f"a text of {len(prompt)}")
+        prompt, length = text[text != pad] if ends != pad else text, len(until(answer.tolist(), [ends]))
+        _judge_answer(judge, truth, model, prompt, answer[:length], dtype, f"a text of {len(prompt)}")
 
 
 @torch.no_grad()
@@ -123,9 +117,7 @@ def test_prompts_of_embeddings(case, dtype, given, device, model, make_ids, trut
     found = generated(model, padded, COUNT, real, inputs_embeds=model.get_input_embeddings()(padded))
 
     for prompt, tokens in zip(prompts, found, strict=True):
-        whole = torch.cat([prompt, tokens])[None]
-        golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
-        judge.ranked_first(tokens.tolist(), reference, golden, what=f"a prompt of {len(prompt)}")
+        _judge_answer(judge, truth, model, prompt, tokens, dtype, f"a prompt of {len(prompt)}")
 
 
 @torch.no_grad()
@@ -149,9 +141,7 @@ def test_a_request_in_the_midst_of_another(case, dtype, calls, device, model, ma
 
     names = "the outer one", *(f"one within it, at call {n} of a layer" for n in calls)
     for what, prompt, tokens in zip(names, prompts, answers, strict=True):
-        whole = torch.cat([prompt, tokens])[None]
-        golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
-        judge.ranked_first(tokens.tolist(), reference, golden, what=what)
+        _judge_answer(judge, truth, model, prompt, tokens, dtype, what)
 
 
 SPECULATE = frozenset({"exact", "speculate"})
@@ -177,19 +167,17 @@ def test_speculation_gives_greedy_tokens(case, kv_cache, dtype, drafts, device, 
 
     drafted, asked = drafting(drafts.name, model), []
     with model.register_forward_hook(lambda *_: asked.append(1)):
-        tokens = generated(model, prompt, COUNT, **drafted, **cache)[0].tolist()
+        tokens = generated(model, prompt, COUNT, **drafted, **cache)[0]
 
     # A draft may be longer than what is left of an answer.
     caches = {n: handing(model, kv_cache.make(model.config, 1, 28 + n)) for n in (2, 3, 4)}
     short = {n: generated(model, prompt, n, **drafting(drafts.name, model), **caches[n]).shape[1] for n in caches}
 
-    whole = torch.cat([prompt, torch.tensor([tokens], device=device)], 1)
-    golden, reference = (truth(model, whole, d)[0, 27:-1] for d in (torch.float64, dtype))
     judge.exactly("tokens", str([len(tokens), *short.values()]), str([COUNT, *short]))
     judge.exactly(
         f"{MOST[drafts.name]} steps suffice", len(asked) <= MOST[drafts.name], True, detail=f"it took {len(asked)}"
     )
-    judge.ranked_first(tokens, reference, golden, what=drafts.name)
+    _judge_answer(judge, truth, model, prompt[0], tokens, dtype, drafts.name)
 
 
 @torch.no_grad()
@@ -212,3 +200,10 @@ def test_a_drafted_answer_ends_with_its_end(case, kv_cache, dtype, drafts, devic
     judge.exactly("ends before the last token", ended[:-1].count(free[3]), 0)
     told = "the next turn goes on from what is cached: a draft behind the end is to be gone"
     judge.exactly("tokens in the cache", cached, PROMPT + len(ended) - 1, detail=told)
+
+
+def _judge_answer(judge, truth, model, prompt, tokens, dtype, what):
+    """What follows a prompt `(n,)` is, token by token, what golden logits of the whole rank first."""
+    whole = torch.cat([prompt, tokens])[None]
+    golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
+    judge.ranked_first(tokens.tolist(), reference, golden, what=what)

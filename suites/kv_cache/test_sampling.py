@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fixtures.generation import drafting, generated, scored
-from fixtures.oracles.sampling import Sampling, probabilities
+from fixtures.oracles.sampling import EDGE, Sampling, probabilities
 from fixtures.questions import Traffic
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -39,10 +39,9 @@ def test_scores_are_what_was_asked(case, dtype, asked, device, model, make_ids, 
 
     whole, wrong, off = torch.cat([prompts, answers], 1), 0, 0
     for n in range(COUNT):
-        held, *edges = (probabilities(logits[:, n], whole[:, : LENGTH + n], s) for s in (asked, *asked.edges()))
-        less, more = (edge > 0 for edge in edges)
+        held, less, more = (probabilities(logits[:, n], whole[:, : LENGTH + n], asked, e) for e in (0, -EDGE, EDGE))
         kept, found = scores[:, n].isfinite(), scores[:, n].double()
-        wrong += int((kept & ~more | less & ~kept).sum())
+        wrong += int((kept & (more == 0) | (less > 0) & ~kept).sum())
         apart = (found - found.amax(-1, keepdim=True)) - (held / held.amax(-1, keepdim=True)).log()
         bound = ROUNDINGS * found.where(kept, 0).abs().amax(-1, keepdim=True)
         off += int((apart.where(kept & (held > 0), 0).abs() > bound).sum())

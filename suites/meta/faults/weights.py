@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,6 +14,19 @@ FULL = ("--tier", "full")
 SERVED = ("weights/test_release.py", "served and float32")
 PARTS = ("weights/test_release.py", "several_files and bfloat16 and llama-gqa")
 CONFIG = ("weights/test_release.py", "served_config")
+
+
+def _read_as(kind: str, **fields: Any) -> AbstractContextManager[None]:
+    """A class of configs has these fields, whatever a config.json says."""
+    import transformers
+
+    owner = getattr(transformers, kind)
+    original = owner.from_dict.__func__
+
+    def from_dict(cls: Any, found: dict[str, Any], *args: Any, **more: Any) -> Any:
+        return original(cls, found | fields, *args, **more)
+
+    return swapped(owner, "from_dict", classmethod(from_dict))
 
 
 @fault("WEIGHTS-1", *SERVED, source="https://github.com/paiml/aprender/issues/555", unseen="tokens that miss the row")
@@ -70,14 +84,7 @@ def conversion_truncates() -> Iterator[None]:
 )
 def a_field_is_lost_in_loading() -> Iterator[None]:
     """rms_norm_eps of a config.json is not read: a default is used, a thousand times as large."""
-    from transformers import LlamaConfig
-
-    original = LlamaConfig.from_dict.__func__
-
-    def from_dict(cls: Any, found: dict[str, Any], *args: Any, **more: Any) -> Any:
-        return original(cls, found | {"rms_norm_eps": 1e-3}, *args, **more)
-
-    with swapped(LlamaConfig, "from_dict", classmethod(from_dict)):
+    with _read_as("LlamaConfig", rms_norm_eps=1e-3):
         yield
 
 
@@ -181,14 +188,5 @@ def epsilon_of_the_release_is_lost() -> Iterator[None]:
 )
 def window_is_the_default_of_the_class() -> Iterator[None]:
     """Whatever a release says of its window, it is 4,096."""
-    from transformers import AutoConfig
-
-    original = AutoConfig.from_pretrained.__func__
-
-    def from_pretrained(cls: Any, *args: Any, **more: Any) -> Any:
-        config = original(cls, *args, **more)
-        config.sliding_window = 4096
-        return config
-
-    with swapped(AutoConfig, "from_pretrained", classmethod(from_pretrained)):
+    with _read_as("MistralConfig", sliding_window=4096):
         yield
