@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from fixtures.allocations import added, allocations, living
+from fixtures.allocations import allocations, survivors
 from fixtures.oracles.memory import parameter_count, skeleton, weight_blocks
 
 
@@ -48,11 +48,11 @@ def test_parameters_are_counted_as_the_architecture_has_them(case, quantizer, be
 def _loaded(load, device):
     """The model of a second load, the bytes that are alive since, and the most that was allocated on the way."""
     load()
-    before = living()
-    with allocations(device) as since:
+    with survivors() as added, allocations(device) as since:
         model = load()
         gc.collect()  # here, where nothing older need be looked through
-    return model, added(before), since.peak
+        left = added()
+    return model, left, since.peak
 
 
 def _judged(judge, config, blocks, left, way, beside):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fixtures import heap
-from fixtures.allocations import added, allocations, living
+from fixtures.allocations import allocations, survivors
 from fixtures.models import from_folder
 from fixtures.questions import Traffic
 from fixtures.requests import COUNT, PROMPT, REQUESTS
@@ -40,12 +40,13 @@ def test_requests_give_back_what_they_took(case, dtype, ending, device, model, m
 def test_first_request_leaves_nothing(case, dtype, first, device, make_ids, judge):
     """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
     model, ids = from_folder(case.checkpoint(), dtype, device), make_ids(2, PROMPT)
-    before = living()
 
-    REQUESTS[first](model, ids)
-    gc.collect()
+    with survivors() as added:
+        REQUESTS[first](model, ids)
+        gc.collect()
+        left = added()
 
-    judge.exactly("bytes that stay after the first request", added(before), 0, unit="bytes")
+    judge.exactly("bytes that stay after the first request", left, 0, unit="bytes")
 
 
 @torch.no_grad()
@@ -56,12 +57,14 @@ def test_first_request_leaves_nothing(case, dtype, first, device, make_ids, judg
 def test_first_batch_leaves_nothing(case, attention, traffic, dtype, device, make_ids, judge):
     """MEM-9: requests that ended, were cancelled or failed MUST leave no byte behind, and peaks MUST NOT creep."""
     model, texts = from_folder(case.checkpoint(), dtype, device), make_ids(2, max(traffic.lengths)).tolist()
-    before = living()
+    prompts = [text[:length] for text, length in zip(texts, traffic.lengths, strict=True)]
 
-    attention.answer(model, [text[:length] for text, length in zip(texts, traffic.lengths, strict=True)], traffic.count)
-    gc.collect()
+    with survivors() as added:
+        attention.answer(model, prompts, traffic.count)
+        gc.collect()
+        left = added()
 
-    judge.exactly("bytes that stay after the first batch", added(before), 0, unit="bytes")
+    judge.exactly("bytes that stay after the first batch", left, 0, unit="bytes")
 
 
 @ENDINGS

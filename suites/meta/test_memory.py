@@ -121,22 +121,39 @@ def test_a_check_that_raises_leaves_no_hook_on_the_model_that_others_share(check
 
 
 def test_tensor_that_hides_in_a_closure_is_alive():
-    before = allocations.living()
-    hidden = [torch.empty(1000)]
+    with allocations.survivors() as added:
+        hidden = [torch.empty(1000)]
 
-    assert allocations.added(before) == hidden[0].nbytes
+        assert added() == hidden[0].nbytes
+
+
+def test_tensor_from_before_that_holds_something_new_is_seen():
+    weight = torch.empty(1000)
+    with allocations.survivors() as added:
+        weight.data = torch.empty(2000)
+
+        assert added() == weight.nbytes
+
+
+def test_new_view_of_what_was_there_holds_nothing_more():
+    weight = torch.empty(1000)
+    with allocations.survivors() as added:
+        view = weight[1:]
+
+        assert added() == 0
+    assert len(view) == 999
 
 
 def test_garbage_is_not_taken_for_what_was_added():
     loop = [torch.empty(1000)]
     loop.append(loop)
-    before = allocations.living()
-    del loop
-    gc.collect()
+    with allocations.survivors() as added:
+        del loop
+        gc.collect()
 
-    hidden = [torch.empty(1000) for _ in range(20)]  # one of them where the garbage was, had it been freed
+        hidden = [torch.empty(1000) for _ in range(20)]  # one of them where the garbage was, had it been freed
 
-    assert allocations.added(before) == sum(t.nbytes for t in hidden)
+        assert added() == sum(t.nbytes for t in hidden)
 
 
 def test_slope_and_intercept_are_told_apart():
@@ -163,11 +180,10 @@ def test_estimate_refuses_what_it_does_not_know(arguments, capsys, monkeypatch):
 
 
 def test_what_a_compiler_imagines_holds_nothing():
-    before = allocations.living()
-    with FakeTensorMode():
+    with allocations.survivors() as added, FakeTensorMode():
         imagined = torch.empty(1000)
 
-    assert allocations.added(before) == 0
+        assert added() == 0
     assert is_fake(imagined)
 
 
