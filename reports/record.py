@@ -57,7 +57,10 @@ class Record:
         return max(judged, key=_share) if judged else None
 
     def line(self) -> str:
-        return json.dumps(plain(vars(self)), sort_keys=True, allow_nan=False)
+        try:
+            return json.dumps(vars(self), sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError):  # seldom: to look for what JSON has no word for takes longer than to write
+            return json.dumps(plain(vars(self)), sort_keys=True, allow_nan=False)
 
 
 Numbered = Sequence[tuple[int, Record]]  # a record and its line in records.jsonl

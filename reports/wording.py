@@ -31,11 +31,13 @@ def _private(value: Any, secrets: Sequence[tuple[str, str]], homes: Sequence[str
     if isinstance(value, str):
         for secret, name in secrets:
             value = value.replace(secret, name)
-        return _without(LOGIN.sub("…", value), homes)
-    if isinstance(value, Mapping):
-        return {_private(str(k), secrets, homes): _private(v, secrets, homes) for k, v in value.items()}
+        return _without(LOGIN.sub("…", value) if "://" in value else value, homes)
+    if value is None or isinstance(value, (int, float)):
+        return value
     if isinstance(value, (list, tuple)):
         return type(value)(_private(v, secrets, homes) for v in value)
+    if isinstance(value, Mapping):
+        return {_private(str(k), secrets, homes): _private(v, secrets, homes) for k, v in value.items()}
     return value
 
 

@@ -52,6 +52,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if metafunc.config.option.markexpr == "gpu":
             devices = [d for d in devices if d.marks] or devices
         metafunc.parametrize("device", devices, indirect=True)
+    _leave_out(metafunc, bench)
+
+
+def _leave_out(metafunc: pytest.Metafunc, bench: Any) -> None:
+    """What is refused anyway is left out before pytest makes an item of it: two in three, and half of a collection.
+
+    One stays of each check, so that it is known to be there, and all of a subject that is claimed.
+    """
+    claimed, refused, kept = _claimed(bench), [], []
+    for call in metafunc._calls:
+        subjects = [v for v in call.params.values() if hasattr(v, "refuses")]
+        needed = any(isinstance(v, Absent) or v.name in claimed for v in subjects)
+        reason = None if needed else _refusal(metafunc.definition, call.params)
+        (refused if reason else kept).append((call, reason))
+    if refused and not kept:
+        kept.append(refused.pop(0))
+    metafunc._calls = [call for call, _ in kept]
+    bench.not_here.update(reason for _, reason in refused)
+    bench.refused.update(f"{metafunc.definition.nodeid}[{call.id}]" for call, _ in refused)
+
+
+def _claimed(bench: Any) -> set[str]:
+    """Names of what the deployment file claims."""
+    claims = bench.deployment.claims.values()
+    return {name for names in claims for name in names} | {claim.name for claim in bench.deployment.measured}
 
 
 def _is_for_later(subject: Any, depth: str) -> bool:
@@ -89,9 +114,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     A subject that is claimed and takes nothing of what is here is asked for too, and ends unverified.
     """
-    bench = bench_of(config)
-    claimed = {name for names in bench.deployment.claims.values() for name in names}
-    claimed |= {claim.name for claim in bench.deployment.measured}
+    bench, claimed = bench_of(config), _claimed(bench_of(config))
     reasons = {item: _refusal(item, _params(item)) for item in items}
     tried = {name for item in items if not reasons[item] for name in _subjects(item)}
     kept, asked = [], set()

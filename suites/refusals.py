@@ -47,7 +47,7 @@ def misspelt(bench: Bench, known: list[Any], items: list[pytest.Item]) -> None:
     """
     ids = {p.id for p in known} | checks.promised(items)
     functions = {f"{p.file}::{p.function}" for p in known} | {item.nodeid.split("[")[0] for item in items}
-    collected = {item.nodeid for item in items}
+    collected = {item.nodeid for item in items} | bench.refused
     subjects = bench.subjects()
     for waiver in bench.deployment.waivers:
         function = waiver.check.split("[")[0]
