@@ -133,8 +133,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tens of thousands of parameters outlive every check; those of a run within a run are to go when it ends."""
-    if heap.freeze():
+    """Thousands of parameters outlive every check; those of a run within a run are to go when it ends."""
+    if not workers.wanted(session.config) and heap.freeze():
         session.config.add_cleanup(heap.unfreeze)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fixtures.agreement import Agreement, compare
+from fixtures.agreement import Agreement, compare, released
 from fixtures.oracles import rounding
 from fixtures.oracles.rounding_theory import mean_absolute_error
 from fixtures.statistics import clustered_mean, clustered_quantile, clustered_share
@@ -85,7 +85,9 @@ def test_a_pass_would_have_stopped_what_it_says():
 def two(p, q):
     """The agreement of two models that answer every token with the same logits, on two texts."""
     answers = [torch.tensor(x).expand(1, 9, -1) for x in (p, q)]
-    return compare(lambda number, ids: answers[0], lambda ids: answers[1], [torch.zeros(1, 9, dtype=torch.long)] * 2)
+    return compare(
+        lambda number, ids: released(answers[0]), lambda ids: answers[1], [torch.zeros(1, 9, dtype=torch.long)] * 2
+    )
 
 
 def test_numbers_that_exclude_each_other_are_the_harness_fault():
@@ -112,7 +114,7 @@ def test_noise_changes_as_many_first_choices_as_its_divergence_says(noise):
     answers = p[None], (p + noise * torch.randn(p.shape, generator=draw, dtype=torch.float64))[None]
     ids = torch.zeros(1, 2000, dtype=torch.long)
     documents = [torch.arange(2000) % 40]
-    found = compare(lambda number, ids: answers[0], lambda ids: answers[1], [ids], documents)
+    found = compare(lambda number, ids: released(answers[0]), lambda ids: answers[1], [ids], documents)
 
     # More than one rival counts where noise is large: what is predicted knows of the nearest only.
     assert 0.7 < found.flips_against_chance().estimate < 1.6
