@@ -14,7 +14,7 @@ TRAFFIC = [
     Traffic("alike-200", lengths=(300, 290), count=12, alike=200),
     Traffic("alike-270", lengths=(300, 290), count=12, alike=270),
     Traffic("splits-a-prompt", lengths=(33, 6, 90, 3), count=12),  # more than the tokens that go in at once
-    # Two pages: for the prompts, and not for their answers too; what others held first, who went away.
+    # of two pages, which hold the prompts and not their answers too, or which others held that were cancelled
     pytest.param(Traffic("crowded", (250, 248), count=12, room=512, needs=frozenset({"paged", "room"})), marks=LLAMA),
     pytest.param(
         Traffic("after-others", (33, 5), 12, room=512, cancelled=2, needs=frozenset({"paged", "room", "cancelled"})),
