@@ -6,6 +6,7 @@ import torch
 from fixtures.generation import until
 from fixtures.questions import Traffic
 
+LLAMA = pytest.mark.applies(architecture=("llama",))  # which keeps all tokens: a window frees pages by itself
 TRAFFIC = [
     Traffic("fits", lengths=(5, 33), count=12),
     # longer than a page, which has 256 tokens: alone, and with a beginning that all share, of less than a page or more
@@ -13,6 +14,12 @@ TRAFFIC = [
     Traffic("alike-200", lengths=(300, 290), count=12, alike=200),
     Traffic("alike-270", lengths=(300, 290), count=12, alike=270),
     Traffic("splits-a-prompt", lengths=(33, 6, 90, 3), count=12),  # more than the tokens that go in at once
+    # of two pages, which hold the prompts and not their answers too, or which others held that were cancelled
+    pytest.param(Traffic("crowded", (250, 248), count=12, room=512, needs=frozenset({"paged", "room"})), marks=LLAMA),
+    pytest.param(
+        Traffic("after-others", (33, 5), 12, room=512, cancelled=2, needs=frozenset({"paged", "room", "cancelled"})),
+        marks=LLAMA,
+    ),
 ]
 
 
@@ -29,7 +36,7 @@ def test_tokens_are_those_that_the_logits_rank_first(
     texts[:, : traffic.alike] = texts[0, : traffic.alike]
     prompts = [text[:length] for text, length in zip(texts, traffic.lengths, strict=True)]
 
-    answers = attention.answer(model, [prompt.tolist() for prompt in prompts], traffic.count)
+    answers = attention.answer(model, [prompt.tolist() for prompt in prompts], traffic.count, **traffic.options())
 
     judge.exactly("tokens generated", sum(map(len, answers)), traffic.count * len(prompts), unit="tokens")
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fixtures.decoding import handing, padded_left
-from fixtures.generation import drafting, generated, loop, until, using
+from fixtures.generation import drafting, generated, loop, scored, until, using
+from fixtures.models import VOCABULARY
 from fixtures.questions import Usage
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -37,6 +38,19 @@ def test_greedy_tokens_are_those_ranked_first(case, kv_cache, dtype, device, mod
 
 
 CORE = pytest.mark.applies(tier=("standard",))
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.applies(architecture=("llama",), real=(False,), tier=("standard",))
+def test_a_prompt_is_read_from_its_first_token(case, dtype, device, model, make_ids, judge):
+    """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
+    prompt = make_ids(batch=1, length=model.config.max_position_embeddings - 1)
+    other = torch.cat([(prompt[:, :1] + 1) % VOCABULARY, prompt[:, 1:]], 1)
+
+    said = [scored(model, text, 1).logits for text in (prompt, other)]
+
+    judge.exactly("logits after a full context change with its first token", not torch.equal(*said), True)
 
 
 # A prompt as long as a step, one from which 128 tokens are left behind, one that is longer, and one of which half is

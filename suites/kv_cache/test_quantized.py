@@ -1,17 +1,21 @@
 """A cache that rounds what it keeps costs what textbook rounding costs, and saves the bytes that it claims."""
 
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from fixtures.caching import write
+from fixtures.caching import unless_refused, write
 from fixtures.decoding import decode
 from fixtures.distances import relative, relative_rows
+from fixtures.generation import using
 from fixtures.meters import storage_bytes, tensors
 from fixtures.oracles.kv_rounding import rounded_bytes, rounded_tokens, textbook
 from fixtures.oracles.memory import kv_width
 from fixtures.questions import Usage
+from fixtures.requests import REQUESTS
 from fixtures.rounded_caches import llama, outlier_inputs, textbook_cache, with_key_outliers
 
 ROUNDS = frozenset({"rounds"})
@@ -88,8 +92,35 @@ def test_rounded_cache_takes_the_predicted_bytes(kv_cache, dtype, usage, device,
             write(cache, *given[..., start : start + width, :], layer, start)
         start += width
 
+    predicted = _predicted(kv_cache, usage, batch * len(layers) * kv_width(config), dtype)
+    judge.exactly("bytes of the cache", storage_bytes(tensors(cache)), predicted, unit="bytes")
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.optional("cache that rounds")
+@pytest.mark.parametrize("usage", [Usage("asked-twice", (64, *STEP * 33), ROUNDS)], ids=str)
+@pytest.mark.applies(architecture=("llama",), tier=("standard",), real=(False,))
+def test_each_request_has_the_cache_that_it_asked_for(case, kv_cache, dtype, usage, device, model, make_ids, judge):
+    """KV-23: a cache that rounds MUST hold its rounded tokens in their bits, steps and zero points, and no more."""
+    ids, settings, held = make_ids(2, usage.widths[0]), replace(kv_cache, options=deepcopy(kv_cache.options)), []
+
+    def ask():
+        asked = using(model, settings, usage.length, rows=2)
+        return REQUESTS["plain"](model, ids, max_new_tokens=len(usage.widths), **asked)
+
+    predicted = _predicted(kv_cache, usage, 2 * model.config.num_hidden_layers * kv_width(model.config), dtype)
+    hook = model.register_forward_hook(
+        lambda module, args, out: held.append(storage_bytes(tensors(out.past_key_values)))
+    )
+    with hook:
+        for request in ("first", "second"):
+            _, refused = unless_refused(ask, ids)
+            judge.exactly(f"bytes of the {request} request's cache", refused or held[-1], predicted, unit="bytes")
+
+
+def _predicted(kv_cache, usage, each, dtype):
+    """Bytes of a cache that rounds, with so many numbers for each token."""
     done = rounded_tokens(kv_cache.rounding, usage.widths)
-    each = batch * len(layers) * kv_width(config)
-    predicted = rounded_bytes(kv_cache.rounding, numbers=each * done, itemsize=dtype.itemsize)
-    predicted += each * (usage.length - done) * dtype.itemsize
-    judge.exactly("bytes of the cache", storage_bytes(tensors(cache)), int(predicted), unit="bytes")
+    kept = rounded_bytes(kv_cache.rounding, numbers=each * done, itemsize=dtype.itemsize)
+    return int(kept + each * (usage.length - done) * dtype.itemsize)

@@ -14,6 +14,8 @@ PROMPT, STEPS = 40, 3
 UNWINDOWED = (frozenset(), frozenset({"gqa"}))
 # How many tokens are left after an operation, and which rows of two.
 LEFT = {"select": (PROMPT + STEPS, [1]), "reset": (0, [0, 1])}
+LLAMA = pytest.mark.applies(architecture=("llama",))
+WAYS = {"a prompt": {}, "a prompt in chunks": {"prefill_chunk_size": 16}}
 CHANGES = [Usage(word, needs=frozenset({"exact", word})) for word in LEFT]
 
 
@@ -36,21 +38,22 @@ def test_what_left_a_cache_takes_no_bytes(case, kv_cache, dtype, change, device,
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=LLAMA)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.applies(tier=("standard",), real=(False,))
 def test_a_cache_of_generate_takes_the_predicted_bytes(case, kv_cache, dtype, device, make_ids, judge):
     """MEM-2: a cache MUST take exactly 2 · kv_heads · head_dim · itemsize bytes for each token it has to keep."""
     batch, length = 2, PROMPT + STEPS - 1  # the last token of an answer is not written
     # Loaded anew: a static cache that `generate` makes is as long as the longest that it made for this model.
-    model = case.load(dtype, device)
-    seen = []
+    model, ids, seen = case.load(dtype, device), make_ids(batch, PROMPT), []
     hook = model.register_forward_hook(
         lambda module, args, out: seen.append(storage_bytes(tensors(out.past_key_values)))
     )
 
-    with hook:
-        generated(model, make_ids(batch, PROMPT), STEPS, **using(model, kv_cache, length, rows=batch))
-
     slots = [kv_cache.slots(length, length, window) for window in windows(model.config)]
     predicted = kv_bytes(model.config, batch=batch, slots=slots, itemsize=dtype.itemsize)
-    judge.exactly("bytes of the cache", seen[-1], predicted, unit="bytes")
+    with hook:
+        for what, how in WAYS.items():
+            generated(model, ids, STEPS, **how, **using(model, kv_cache, length, rows=batch))
+            judge.exactly(f"bytes of the cache of {what}", seen[-1], predicted, unit="bytes")

@@ -17,16 +17,37 @@ def test_products_are_those_of_the_dequantized_weights(layer, tokens, quantizer,
     weight, bias = layers.weights(layer, quantizer, draw)
     x = layers.activations(layer, tokens, draw).to(device, quantizer.dtype)
     module = quantizer.layer(weight, bias, device)
+
+    _judge_products(judge, quantizer, module, layers.laid_out(x), bias, quantizer.formed(device))
+
+
+# As 4 bits are served, by the kernel for a single token; in other shapes and with other schemes in tier full.
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("layer", [layers.PLAIN], ids=str)
+@pytest.mark.applies(name=("bnb-nf4",))
+def test_products_of_a_step_in_half_precision(layer, dtype, quantizer, device, draw, judge):
+    """QUANT-4: a quantized layer's output MUST be as close to float64 as plain arithmetic on its own weights is."""
+    weight, bias = layers.weights(layer, quantizer, draw)
+    x = layers.activations(layer, 1, draw).to(device, dtype)
+    module = quantizer.layer(weight, bias, device)
+    module.compute_dtype = dtype
+
+    _judge_products(judge, quantizer, module, x, bias, quantizer.instead(device.type) or dtype)
+
+
+def _judge_products(judge, quantizer, module, x, bias, formed):
+    """What a layer makes of activations, its products formed in a dtype, beside its weights' own."""
     dense, multiply = quantizer.dense(module), SCHEMES[quantizer.scheme].multiply
-    formed = quantizer.formed(device)
-    added = torch.zeros(layer.rows) if bias is None else bias
+    added = torch.zeros(len(dense)) if bias is None else bias
+    rows = x.reshape(1, -1, x.shape[-1])
 
     # Exact, so that a feature of small weights counts as much as one of large ones.
     even = layers.magnitudes(dense)
 
-    candidate = module(layers.laid_out(x)).reshape(1, tokens, -1).to(formed)
-    reference = multiply(x.to(formed), dense.to(formed)) + added.to(device, formed)
-    golden = multiply(x.double(), dense.double()) + added.to(device).double()
+    candidate = module(x).reshape(*rows.shape[:2], -1).to(formed)
+    reference = multiply(rows.to(formed), dense.to(formed)) + added.to(x.device, formed)
+    golden = multiply(rows.double(), dense.double()) + added.to(x.device).double()
 
     judge(candidate / even.to(formed), reference / even.to(formed), golden / even)
 

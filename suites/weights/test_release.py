@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fixtures import release, release_config
+from fixtures.configs import SMALL as CONFIGS
 from fixtures.pretrained import pretrained
 
 SMALL = pytest.mark.applies(real=(False,), saved=(True,), tier=("standard",))
@@ -59,6 +60,22 @@ def test_config_of_each_architecture_says_what_was_released(case, said, judge):
     from transformers import AutoConfig
 
     _declared(AutoConfig.from_pretrained(case.checkpoint()), case.checkpoint(), judge)
+
+
+# As a release writes them, and as some do: with no window where the class has one.
+UNWINDOWED = ("mistral", "mixtral", "phi3", "starcoder2")
+WRITTEN = {name: {"model_type": kind, **declared} for name, (kind, declared, _) in CONFIGS.items()}
+WRITTEN |= {f"{kind}-unwindowed": {"model_type": kind, "sliding_window": None} for kind in UNWINDOWED}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_config_that_is_written_down_is_read(written, tmp_path, judge):
+    """WEIGHTS-4: the config that a model is served with MUST say what was released: sizes, bases, epsilons, windows."""
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text(json.dumps(WRITTEN[written]), encoding="utf-8")
+
+    _declared(AutoConfig.from_pretrained(tmp_path), tmp_path, judge)
 
 
 def _declared(config, files, judge):

@@ -17,6 +17,7 @@ LOGITS = (COSTS, "logits and hqq-int8")
 AGAIN = ("kv_cache/test_reuse.py", "again and hqq-int4")
 ORDERED = ("kv_cache/test_beams.py", "reordered and hqq-int4")
 BYTES = (COSTS, "bytes and steps-float32-hqq-int4")
+ASKED = (COSTS, "asked_for and hqq-int4")
 
 
 def never_rounds_again(update: Any, layer: Any, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
@@ -145,4 +146,36 @@ def rounded_values_do_not_follow() -> Iterator[None]:
         layer._quantized_values = values
 
     with patches.layers(change, "Fp8QuantizedLayer", method="reorder_cache"):
+        yield
+
+
+@fault(
+    "KV-23", *ASKED, source="https://github.com/huggingface/transformers/pull/48700, before it", unseen="one request"
+)
+def settings_of_a_cache_are_consumed() -> Iterator[None]:
+    """`generate` takes the backend out of the caller's cache_config: who asks with it again gets the default."""
+
+    def change(original: Any, model: Any, config: Any, *args: Any, **more: Any) -> Any:
+        found = original(model, config, *args, **more)
+        config.cache_config.pop("backend", None)
+        return found
+
+    with patches.generation("_prepare_cache_for_generation", change):
+        yield
+
+
+@fault(
+    "KV-23",
+    *ASKED,
+    source="https://github.com/huggingface/transformers/issues/46424, of another cache",
+    unseen="caches that are made by hand",
+)
+def settings_of_a_cache_are_ignored() -> Iterator[None]:
+    """`generate` makes a cache of the backend that was asked for, with bits and groups by default."""
+
+    def change(original: Any, model: Any, config: Any, *args: Any, **more: Any) -> Any:
+        config.cache_config = {"backend": config.cache_config["backend"]}
+        return original(model, config, *args, **more)
+
+    with patches.generation("_prepare_cache_for_generation", change):
         yield

@@ -153,3 +153,28 @@ def static_cache_of_generate_is_as_long_as_the_context() -> Iterator[None]:
 
     with patches.generation("_prepare_static_cache", change):
         yield
+
+
+@fault(
+    "MEM-2",
+    OWN,
+    "of_generate and bfloat16-static-llama-gqa",
+    source="our own: a cache that is made before there is a key to see",
+    unseen="float32 models; prompts that come whole",
+)
+def cache_that_is_made_early_is_float32() -> Iterator[None]:
+    """A static cache for a prompt in chunks is made before the first, in float32 whatever the model's dtype."""
+    from transformers.cache_utils import Cache, StaticLayer
+
+    early, update = Cache.early_initialization, StaticLayer.update
+
+    def made(self: Any, *args: Any, **more: Any) -> None:
+        early(self, *args, **more | {"dtype": torch.float32})
+
+    def cast(self: Any, k: Tensor, v: Tensor, *args: Any, **more: Any) -> Any:
+        if not self.is_initialized:
+            return update(self, k, v, *args, **more)
+        return tuple(x.to(k.dtype) for x in update(self, k.to(self.keys.dtype), v.to(self.keys.dtype), *args, **more))
+
+    with swapped(Cache, "early_initialization", made), swapped(StaticLayer, "update", cast):
+        yield

@@ -103,3 +103,47 @@ def page_that_is_shared_is_the_next_one() -> Iterator[None]:
 
     with swapped(CacheAllocator, "match_prefix_blocks", match_prefix_blocks):
         yield
+
+
+@fault(
+    "ATTN-18",
+    "attention/test_paged.py",
+    "crowded and paged-eager and llama-gqa",
+    source="https://github.com/PaddlePaddle/FastDeploy/pull/3080, before it",
+    unseen="room for all; requests that made room before their first token",
+)
+def who_made_room_forgets_what_it_said() -> Iterator[None]:
+    """A request that gave its pages to others goes on from its prompt, without what it had already said."""
+    from transformers.generation.continuous_batching.requests import RequestState
+
+    original = RequestState.create_equivalent_initial_request
+
+    def again(self: Any) -> Any:
+        state = original(self)
+        state.remaining_prefill_tokens = self.initial_tokens[:]
+        return state
+
+    with swapped(RequestState, "create_equivalent_initial_request", again):
+        yield
+
+
+@fault(
+    "ATTN-18",
+    "attention/test_paged.py",
+    "after-others and paged-eager and llama-gqa",
+    source="https://github.com/vllm-project/vllm-ascend/issues/16662",
+    unseen="requests that come to their end; pages to spare",
+)
+def cancelled_request_keeps_its_pages() -> Iterator[None]:
+    """The pages of a request that is cancelled stay taken."""
+    from transformers.generation.continuous_batching.cache import PagedAttentionCache
+    from transformers.generation.continuous_batching.scheduler import Scheduler
+
+    original = Scheduler.clear_cancelled_requests
+
+    def clear(self: Any) -> Any:
+        with swapped(PagedAttentionCache, "free_blocks", lambda cache, request, **more: None):
+            return original(self)
+
+    with swapped(Scheduler, "clear_cancelled_requests", clear):
+        yield

@@ -65,6 +65,19 @@ def bytes_each(change: Callable[..., Tensor]) -> AbstractContextManager[Any]:
     return swapped(QLinear, "forward", lambda self, x: change(lambda x: original(self, x), x))
 
 
+@fault("QUANT-4", FILE, "half_precision", source="our own: a tile of another size", unseen="float32; many tokens")
+def a_single_token_in_half_precision_loses_features() -> Iterator[None]:
+    """The kernel for one token leaves out the last 32 input features where it computes in 16 bits."""
+
+    def change(call: Any, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+        if x.shape[-2] == 1 and x.element_size() == 2:
+            x = torch.cat([x[..., :-32], torch.zeros_like(x[..., -32:])], -1)
+        return call(x, weight, bias)
+
+    with four_bits(change):
+        yield
+
+
 @fault("QUANT-4", *NF4, source="our own: a tail loop that starts too late", unseen="two tokens and more")
 def a_single_token_loses_the_last_features() -> Iterator[None]:
     """The kernel for one token leaves out the last 32 input features."""

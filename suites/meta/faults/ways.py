@@ -88,3 +88,23 @@ def embeddings_stand_apart() -> Iterator[None]:
 
     with patches.forward("LlamaModel", forward):
         yield
+
+
+@fault(
+    "KV-14",
+    "kv_cache/test_generate.py",
+    "first_token and llama-gqa",
+    source="https://github.com/ollama/ollama/issues/10368",
+    unseen="prompts of up to 2,048 tokens",
+)
+def long_prompts_lose_their_beginning() -> Iterator[None]:
+    """Of a prompt of more than 2,048 tokens `generate` reads the last 2,048."""
+
+    def change(original: Any, model: Any, ids: Any, **more: Any) -> Any:
+        kept = more | {"attention_mask": more["attention_mask"][:, -2048:]}
+        found = original(model, ids[:, -2048:], **kept)
+        found.sequences = torch.cat([ids[:, :-2048], found.sequences], 1)
+        return found
+
+    with patches.generation("generate", change):
+        yield

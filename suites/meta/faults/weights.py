@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,17 +14,18 @@ FULL = ("--tier", "full")
 SERVED = ("weights/test_release.py", "served and float32")
 PARTS = ("weights/test_release.py", "several_files and bfloat16 and llama-gqa")
 CONFIG = ("weights/test_release.py", "served_config")
+WRITTEN = "weights/test_release.py"
 
 
-def _read_as(kind: str, **fields: Any) -> AbstractContextManager[None]:
-    """A class of configs has these fields, whatever a config.json says."""
+def _read_as(kind: str, fields: Callable[[dict[str, Any]], dict[str, Any]]) -> AbstractContextManager[None]:
+    """A class of configs has other fields than a config.json says. fields(what it says) -> those."""
     import transformers
 
     owner = getattr(transformers, kind)
     original = owner.from_dict.__func__
 
     def from_dict(cls: Any, found: dict[str, Any], *args: Any, **more: Any) -> Any:
-        return original(cls, found | fields, *args, **more)
+        return original(cls, found | fields(found), *args, **more)
 
     return swapped(owner, "from_dict", classmethod(from_dict))
 
@@ -84,7 +85,7 @@ def conversion_truncates() -> Iterator[None]:
 )
 def a_field_is_lost_in_loading() -> Iterator[None]:
     """rms_norm_eps of a config.json is not read: a default is used, a thousand times as large."""
-    with _read_as("LlamaConfig", rms_norm_eps=1e-3):
+    with _read_as("LlamaConfig", lambda found: {"rms_norm_eps": 1e-3}):
         yield
 
 
@@ -188,5 +189,31 @@ def epsilon_of_the_release_is_lost() -> Iterator[None]:
 )
 def window_is_the_default_of_the_class() -> Iterator[None]:
     """Whatever a release says of its window, it is 4,096."""
-    with _read_as("MistralConfig", sliding_window=4096):
+    with _read_as("MistralConfig", lambda found: {"sliding_window": 4096}):
+        yield
+
+
+@fault(
+    "WEIGHTS-4",
+    WRITTEN,
+    "written_down and mistral-unwindowed",
+    source="https://github.com/ModelTC/LightLLM/pull/273, before it",
+    unseen="texts that are shorter than the window; releases that name theirs",
+)
+def no_window_is_the_default_of_the_class() -> Iterator[None]:
+    """A window of null is read as one that nobody has set: 4,096."""
+    with _read_as("MistralConfig", lambda found: {} if found.get("sliding_window") else {"sliding_window": 4096}):
+        yield
+
+
+@fault(
+    "WEIGHTS-4",
+    WRITTEN,
+    "written_down and qwen2-full",
+    source="https://github.com/huggingface/transformers/issues/38002",
+    unseen="texts that are shorter than the window; whoever believes the config in memory",
+)
+def window_that_is_not_used_is_switched_on() -> Iterator[None]:
+    """Where a release names a window and says not to use it, it is used."""
+    with _read_as("Qwen2Config", lambda found: {"use_sliding_window": True}):
         yield
