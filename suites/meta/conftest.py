@@ -24,8 +24,7 @@ IGNORED = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            for rule in reversed(["error", *IGNORED]):
-                item.add_marker(pytest.mark.filterwarnings(rule))
+            item.add_marker(pytest.mark.filterwarnings("error", *IGNORED), append=False)  # a rule goes before earlier ones
 
 
 # What the checks of a test start with, and those that several tests are about.
