@@ -24,7 +24,8 @@ IGNORED = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.filterwarnings("error", *IGNORED), append=False)  # a rule goes before earlier ones
+            # Of two rules the later one holds: these come before a test's own.
+            item.add_marker(pytest.mark.filterwarnings("error", *IGNORED), append=False)
 
 
 # What the checks of a test start with, and those that several tests are about.
