@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fixtures.decoding import handing, padded_left
-from fixtures.generation import drafting, generated, loop, until, using
+from fixtures.generation import drafting, generated, loop, saying, until, using
 from fixtures.questions import Usage
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -80,6 +80,49 @@ def test_an_answer_ends_with_its_end(case, kv_cache, dtype, device, model, make_
         length = max(map(len, wanted))
         judge.exactly(f"{what}: answers", str(ended), str([row + [pad] * (length - len(row)) for row in wanted]))
         judge.exactly(f"{what}: an answer is cut", str(ended[0] == free[0]), "False")
+
+
+# A stop string begins and ends inside a token or inside of two, and its characters may be of several; it stands in the
+# prompts, where it ends nothing, and the last answer has its beginning alone.
+STOPS = {
+    "letters": (
+        ["ernation", "ce wa"],
+        ["The international conference was.", "Conference was:"],
+        [
+            "An international affair to us, then",
+            "The conference was held over there",
+            "Internal conference rooms, we know",
+        ],
+    ),
+    "characters": (["𓂀", "t is"], ["𓂀 it is.", "In 𓂀:"], ["𓂀 it is, it was", "𓂁 it is, it was"]),
+}
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("stops", STOPS)
+@pytest.mark.applies(real=(True,))
+def test_an_answer_ends_with_a_stop_string(case, dtype, stops, device, model, tokenizer, judge):
+    """KV-24: an answer MUST end with the token that ends it, and other rows MUST go on as they do without an end."""
+    strings, before, said = STOPS[stops]
+    spelled = [tokenizer(text, add_special_tokens=False).input_ids for text in said]
+    count = min(map(len, spelled))
+    prompts = [tokenizer(text, return_tensors="pt").input_ids[0].to(device) for text in before]
+    ids, real = padded_left([*prompts, *prompts][: len(said)])
+    wanted = [answer[: _stopped(tokenizer, answer[:count], strings)] for answer in spelled]
+
+    forced = saying(spelled, ids.shape[1])
+    found = generated(model, ids, count, real, stop_strings=strings, tokenizer=tokenizer, **forced).tolist()
+
+    judge.exactly("answers that a stop string ends", sum(len(tokens) < count for tokens in wanted), len(strings))
+    length = max(map(len, wanted))
+    judge.exactly("answers", str(found), str([tokens + [0] * (length - len(tokens)) for tokens in wanted]))
+
+
+def _stopped(tokenizer, answer, strings):
+    """How many tokens of an answer there are when a stop string is complete in its text, or all of them."""
+    texts = (tokenizer.decode(answer[:n], clean_up_tokenization_spaces=False) for n in range(1, len(answer) + 1))
+    return next((n for n, text in enumerate(texts, 1) if any(s in text for s in strings)), len(answer))
 
 
 @torch.no_grad()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from suites.meta.faults import after_loading, fault, patches, swapped
+from suites.meta.faults import after_loading, all_of, fault, patches, swapped
 
 UNMASKED = "kv_cache/test_generate.py", "without_a_mask and llama-gqa"
 EMBEDDED = "kv_cache/test_generate.py", "prompts_of_embeddings and llama-gqa"
@@ -17,6 +18,25 @@ MIDST = "kv_cache/test_generate.py", "in_the_midst and llama-gqa"
 WAYS = "kv_cache/test_engagement.py", "every_way and llama-gqa"
 DRAFTED = "kv_cache/test_generate.py", "speculation and own-draft and dynamic-llama-gqa"
 DRAWN = "weights/test_generation.py", "drawn and llama-gqa"
+LETTERS = "kv_cache/test_generate.py", "stop_string and letters"
+CHARACTERS = "kv_cache/test_generate.py", "stop_string and characters"
+
+
+def _stops(is_over: Callable[[list[str], str], bool]) -> AbstractContextManager[Any]:
+    """Patch what ends an answer: is_over(what each of its last tokens spells by itself, a stop string)."""
+    from transformers.generation.stopping_criteria import StopStringCriteria
+
+    original = StopStringCriteria.__init__
+
+    def init(itself: Any, tokenizer: Any, stop_strings: Any) -> None:
+        original(itself, tokenizer, stop_strings)
+        itself.spell = lambda ids: [tokenizer.decode(token) for token in ids]
+
+    def call(itself: Any, ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        texts = [itself.spell(row[-8:].tolist()) for row in ids]
+        return torch.tensor([any(is_over(t, s) for s in itself.stop_strings) for t in texts], device=ids.device)
+
+    return all_of(swapped(StopStringCriteria, "__init__", init), swapped(StopStringCriteria, "__call__", call))
 
 
 @fault(
@@ -142,4 +162,30 @@ def requests_share_a_workspace() -> Iterator[None]:
         return original(module, *args, **more)
 
     with patches.forward("LlamaRotaryEmbedding", rotary), patches.forward("LlamaAttention", attention):
+        yield
+
+
+@fault(
+    "KV-24",
+    *LETTERS,
+    source="https://github.com/vllm-project/vllm/pull/534, before it",
+    unseen="tokens that end with it",
+)
+def stop_string_is_looked_for_at_the_end_alone() -> Iterator[None]:
+    """A stop string behind which its last token goes on ends nothing."""
+    with _stops(lambda tokens, stop: "".join(tokens).endswith(stop)):
+        yield
+
+
+@fault("KV-24", *LETTERS, source="our own: a stop string that is taken for a token", unseen="strings within a token")
+def stop_string_is_looked_for_token_by_token() -> Iterator[None]:
+    """A stop string that begins in one token and ends in the next ends nothing."""
+    with _stops(lambda tokens, stop: stop in tokens[-1]):
+        yield
+
+
+@fault("KV-24", *CHARACTERS, source="as transformers before 5.18 does", unseen="stop strings of whole tokens")
+def stop_string_of_parts_of_characters_is_not_found() -> Iterator[None]:
+    """Each token is read by itself, and a character of several tokens is not in what they spell."""
+    with _stops(lambda tokens, stop: "".join(tokens).endswith(stop)):
         yield
