@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from fixtures.decoding import padded_left
 from fixtures.generation import drafting, generated, scored
 from fixtures.oracles.sampling import EDGE, Sampling, probabilities
 from fixtures.questions import Traffic
@@ -37,16 +38,22 @@ def test_scores_are_what_was_asked(case, dtype, asked, device, model, make_ids, 
 
     answers, logits, scores = scored(model, prompts, COUNT, do_sample=True, **asdict(asked))
 
-    whole, wrong, off = torch.cat([prompts, answers], 1), 0, 0
-    for n in range(COUNT):
-        held, less, more = (probabilities(logits[:, n], whole[:, : LENGTH + n], asked, e) for e in (0, -EDGE, EDGE))
-        kept, found = scores[:, n].isfinite(), scores[:, n].double()
-        wrong += int((kept & (more == 0) | (less > 0) & ~kept).sum())
-        apart = (found - found.amax(-1, keepdim=True)) - (held / held.amax(-1, keepdim=True)).log()
-        bound = ROUNDINGS * found.where(kept, 0).abs().amax(-1, keepdim=True)
-        off += int((apart.where(kept & (held > 0), 0).abs() > bound).sum())
-    judge.exactly("tokens left in that were to be left out, or the other way round", wrong, 0)
-    judge.exactly("scores that are off by more than rounding", off, 0)
+    _judge_scores(judge, asked, [(prompts, answers, logits, scores)])
+
+
+@torch.no_grad()
+@DTYPES
+@CORE
+@pytest.mark.parametrize("asked", [ASKED["repetition"]], ids=["repetition"])
+@pytest.mark.parametrize("lengths", [(21, 14, 9)], ids=["padded"])
+def test_scores_of_padded_rows_are_what_was_asked(case, dtype, lengths, asked, device, model, make_ids, judge):
+    """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
+    prompts = [row[:length] for row, length in zip(make_ids(len(lengths), max(lengths)), lengths, strict=True)]
+    ids, real = padded_left(prompts)
+
+    found = scored(model, ids, COUNT, attention_mask=real, do_sample=True, **asdict(asked))
+
+    _judge_scores(judge, asked, [tuple(rows[None] for rows in each) for each in zip(prompts, *found, strict=True)])
 
 
 @torch.no_grad()
@@ -103,6 +110,22 @@ def test_requests_of_a_batch_are_drawn(case, attention, dtype, traffic, device, 
     judge.exactly("tokens generated", sum(map(len, answers)), traffic.count * len(prompts), unit="tokens")
     ranks, _ = _ranked(truth, model, prompts, torch.tensor(answers, device=device), asked, draw)
     judge.uniform("distance of what was drawn from what was asked", ranks)
+
+
+def _judge_scores(judge, asked, answered):
+    """Of texts of one length each: prompts, answers, and the logits and scores of these."""
+    wrong, off = 0, 0
+    for prompts, answers, logits, scores in answered:
+        whole, start = torch.cat([prompts, answers], 1), prompts.shape[1]
+        for n in range(COUNT):
+            held, less, more = (probabilities(logits[:, n], whole[:, : start + n], asked, e) for e in (0, -EDGE, EDGE))
+            kept, found = scores[:, n].isfinite(), scores[:, n].double()
+            wrong += int((kept & (more == 0) | (less > 0) & ~kept).sum())
+            apart = (found - found.amax(-1, keepdim=True)) - (held / held.amax(-1, keepdim=True)).log()
+            bound = ROUNDINGS * found.where(kept, 0).abs().amax(-1, keepdim=True)
+            off += int((apart.where(kept & (held > 0), 0).abs() > bound).sum())
+    judge.exactly("tokens left in that were to be left out, or the other way round", wrong, 0)
+    judge.exactly("scores that are off by more than rounding", off, 0)
 
 
 @contextmanager
