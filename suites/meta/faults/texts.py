@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
-from suites.meta.faults import after_loading, fault, swapped
+from suites.meta.faults import after_loading, all_of, fault, swapped
 
 SAYS = ("weights/test_generation.py", "as_its_release_says and llama-gqa")
 ENDS = ("weights/test_generation.py", "where_the_release_says and llama-gqa")
@@ -69,6 +69,30 @@ def of_several_ends_the_first_is_read() -> Iterator[None]:
         model.generation_config.eos_token_id = ends[0] if isinstance(ends, list) else ends
 
     with after_loading(change):
+        yield
+
+
+@fault(
+    "WEIGHTS-2",
+    *ENDS,
+    source="https://github.com/vllm-project/vllm/pull/5849, before it",
+    unseen="releases with one end, or with no least length",
+)
+def least_length_holds_back_the_first_of_several_ends() -> Iterator[None]:
+    """min_new_tokens keeps the end of text from an answer, and the end of a turn comes all the same."""
+    from transformers.generation import logits_process
+
+    def first(kind: Any) -> AbstractContextManager[None]:
+        original = kind.__init__
+
+        def init(itself: Any, *args: Any, **more: Any) -> None:
+            original(itself, *args, **more)
+            itself.eos_token_id = itself.eos_token_id[:1]
+
+        return swapped(kind, "__init__", init)
+
+    kinds = logits_process.MinLengthLogitsProcessor, logits_process.MinNewTokensLengthLogitsProcessor
+    with all_of(*map(first, kinds)):
         yield
 
 
