@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fixtures.decoding import handing, padded_left
-from fixtures.generation import drafting, generated, loop, saying, until, using
+from fixtures.generation import Stream, drafting, generated, loop, saying, until, using
 from fixtures.questions import Usage
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -52,10 +52,12 @@ LONG = [(length, torch.bfloat16 if length > 250 else torch.float32) for length i
 @pytest.mark.applies(real=(False,), tier=("standard",))
 def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, model, make_ids, truth, judge):
     """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
-    prompt = make_ids(batch=1, length=length)
+    prompt, stream = make_ids(batch=1, length=length), Stream()
 
-    tokens = generated(model, prompt, COUNT, **using(model, kv_cache, length + COUNT))
+    tokens = generated(model, prompt, COUNT, streamer=stream, **using(model, kv_cache, length + COUNT))
 
+    judge.exactly("tokens streamed", str(stream.tokens), str([*prompt[0].tolist(), *tokens[0].tolist()]))
+    judge.exactly("ends of the stream", stream.ends, 1)
     _judge_answer(judge, truth, model, prompt[0], tokens[0], dtype, f"after {length}")
 
 
@@ -208,15 +210,16 @@ def test_speculation_gives_greedy_tokens(case, kv_cache, dtype, drafts, device, 
     prompt = torch.cat([seven] * 4, 1)  # repeated, so that there is something to look up
     cache = handing(model, kv_cache.make(model.config, 1, 28 + COUNT))
 
-    drafted, asked = drafting(drafts.name, model), []
+    drafted, asked, stream = drafting(drafts.name, model), [], Stream()
     with model.register_forward_hook(lambda *_: asked.append(1)):
-        tokens = generated(model, prompt, COUNT, **drafted, **cache)[0]
+        tokens = generated(model, prompt, COUNT, streamer=stream, **drafted, **cache)[0]
 
     # A draft may be longer than what is left of an answer.
     caches = {n: handing(model, kv_cache.make(model.config, 1, 28 + n)) for n in (2, 3, 4)}
     short = {n: generated(model, prompt, n, **drafting(drafts.name, model), **caches[n]).shape[1] for n in caches}
 
     judge.exactly("tokens", str([len(tokens), *short.values()]), str([COUNT, *short]))
+    judge.exactly("tokens streamed", str(stream.tokens), str([*prompt[0].tolist(), *tokens.tolist()]))
     judge.exactly(
         f"{MOST[drafts.name]} steps suffice", len(asked) <= MOST[drafts.name], True, detail=f"it took {len(asked)}"
     )

@@ -18,6 +18,7 @@ MIDST = "kv_cache/test_generate.py", "in_the_midst and llama-gqa"
 WAYS = "kv_cache/test_engagement.py", "every_way and llama-gqa"
 DRAFTED = "kv_cache/test_generate.py", "speculation and own-draft and dynamic-llama-gqa"
 DRAWN = "weights/test_generation.py", "drawn and llama-gqa"
+STREAMED = "kv_cache/test_generate.py", "from-1-float32-dynamic-plain-llama-gqa"
 LETTERS = "kv_cache/test_generate.py", "stop_string and letters"
 CHARACTERS = "kv_cache/test_generate.py", "stop_string and characters"
 
@@ -188,4 +189,48 @@ def stop_string_is_looked_for_token_by_token() -> Iterator[None]:
 def stop_string_of_parts_of_characters_is_not_found() -> Iterator[None]:
     """Each token is read by itself, and a character of several tokens is not in what they spell."""
     with _stops(lambda tokens, stop: "".join(tokens).endswith(stop)):
+        yield
+
+
+@fault(
+    "KV-14", *STREAMED, source="our own: a loop that is left before its last token is sent", unseen="what is returned"
+)
+def last_token_is_not_streamed() -> Iterator[None]:
+    """A streamer is told the end before the last token, which is returned alone."""
+
+    class Behind:
+        """Hands on what came before."""
+
+        def __init__(self, streamer: Any) -> None:
+            self.streamer, self.last = streamer, None
+
+        def put(self, value: Tensor) -> None:
+            if self.last is not None:
+                self.streamer.put(self.last)
+            self.last = value
+
+        def end(self) -> None:
+            self.streamer.end()
+
+    def change(original: Any, model: Any, *args: Any, streamer: Any = None, **more: Any) -> Any:
+        return original(model, *args, streamer=streamer and Behind(streamer), **more)
+
+    with patches.generation("generate", change):
+        yield
+
+
+@fault(
+    "KV-15", *DRAFTED, source="our own: a stream of what was drafted and not refused", unseen="requests without drafts"
+)
+def tokens_beside_the_drafts_are_not_streamed() -> Iterator[None]:
+    """What is said in place of a refused draft, or behind those that were right, is returned alone."""
+
+    def change(original: Any, model: Any, *args: Any, streamer: Any = None, **more: Any) -> Any:
+        class Drafts:
+            put = staticmethod(lambda value: streamer.put(value[..., :-1]))
+            end = staticmethod(lambda: streamer.end())
+
+        return original(model, *args, streamer=streamer and Drafts, **more)
+
+    with patches.generation("_assisted_decoding", change):
         yield

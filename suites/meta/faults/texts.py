@@ -16,6 +16,7 @@ SERVED = ("weights/test_generation.py", "served")
 TOKENS = ("weights/test_texts.py", "becomes and served")
 WORDS = ("weights/test_texts.py", "words and served")
 BEGUN = ("weights/test_texts.py", "is_begun_as_a_gguf and served")
+STREAMED = ("weights/test_texts.py", "streamed and served")
 CHAT = ("weights/test_texts.py", "chat and served")
 
 
@@ -238,4 +239,26 @@ def a_space_is_put_before_every_text() -> Iterator[None]:
         return original(self, f" {text}" if isinstance(text, str) else text, *args, **more)
 
     with swapped(PreTrainedTokenizerBase, "__call__", call):
+        yield
+
+
+@fault("WEIGHTS-3", *STREAMED, source="https://github.com/exo-explore/exo/pull/1691, before it", unseen="ASCII")
+def answers_are_streamed_token_by_token() -> Iterator[None]:
+    """Each token is read by itself: an emoji of several arrives as so many replacement characters."""
+    from transformers import TextStreamer
+
+    def put(self: Any, value: Any) -> None:
+        if value.ndim == 1:
+            self.on_finalized_text(self.tokenizer.decode(value, **self.decode_kwargs))
+
+    with swapped(TextStreamer, "put", put):
+        yield
+
+
+@fault("WEIGHTS-3", *STREAMED, source="our own: a buffer that is dropped", unseen="answers that end with a space")
+def what_is_held_back_is_never_streamed() -> Iterator[None]:
+    """What waits for the rest of its word when an answer ends is lost."""
+    from transformers import TextStreamer
+
+    with swapped(TextStreamer, "end", lambda self: self.on_finalized_text("", stream_end=True)):
         yield
