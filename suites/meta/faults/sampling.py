@@ -16,6 +16,7 @@ from suites.meta.faults import fault, patches, swapped
 SCORES = "kv_cache/test_sampling.py", "scores and llama-gqa"
 PADDED = "kv_cache/test_sampling.py", "padded_rows and llama-gqa"
 DRAFTED = "kv_cache/test_sampling.py", "drafted and own-draft"
+SURE = "kv_cache/test_sampling.py", "drafted and sure-draft"
 TOGETHER = "kv_cache/test_sampling.py", "requests_of_a_batch and paged-sdpa-llama-gqa"
 ENDS = "attention/test_paged.py", "any_of_its_ends and paged-sdpa-llama-gqa"
 DRAWN = "kv_cache/test_sampling.py", "drawn_by_themselves and plain and llama-gqa"
@@ -148,6 +149,28 @@ def drafted_answers_are_what_is_ranked_first() -> Iterator[None]:
         return original(model, *args, generation_config=config, **more)
 
     with patches.generation("_assisted_decoding", change):
+        yield
+
+
+@fault(
+    "KV-25",
+    *SURE,
+    source="https://github.com/SafeAILab/EAGLE/issues/329",
+    unseen="drafts that are never refused, or are unlikely wherever the model is sure",
+)
+def refused_drafts_are_drawn_anew_from_all() -> Iterator[None]:
+    """In place of a refused draft a token is drawn as if none had been: what is drafted comes too often."""
+    from transformers.generation import utils
+
+    original = utils._speculative_sampling
+
+    def sampling(ids: Tensor, drafted: Tensor, count: int, logits: Tensor, *args: Any, **more: Any) -> Any:
+        tokens, accepted = original(ids, drafted, count, logits, *args, **more)
+        if accepted < count:
+            tokens[:, -1] = torch.multinomial(logits[:, accepted].softmax(-1), 1)[:, 0]
+        return tokens, accepted
+
+    with swapped(utils, "_speculative_sampling", sampling):
         yield
 
 
