@@ -82,6 +82,30 @@ def test_beams_that_end_are_ranked_as_recomputing_ranks(
         judge.sequence(until(tokens.tolist(), ENDS), best, margin=wanted.gap, dtype=dtype)
 
 
+# A search that gives up misses longer hypotheses, which this penalty favours: two rows in three would find others.
+GIVES_UP = {"early_stopping": False, "length_penalty": 2.0}
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("lengths", [LENGTHS], ids=["several"])
+@pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama",))
+def test_a_row_gives_up_by_itself(case, dtype, lengths, device, model, make_ids, truth, judge):
+    """KV-9: beam search on a cache MUST find the sequence that a search finds which recomputes all, ties aside."""
+    beams, count, ends = 2, 8, list(range(0, VOCABULARY, 2))
+    prompts = [row[:n] for row, n in zip(make_ids(len(lengths), max(lengths)), lengths, strict=True)]
+    ids, real = padded_left(prompts)
+
+    found = generated(model, ids, count, real, num_beams=beams, eos_token_id=ends, **GIVES_UP)
+
+    follow = follower(truth, model, torch.float64)
+    for prompt, tokens in zip(prompts, found, strict=True):
+        wanted = beam_search(follow, prompt, beams, count, ends, penalty=GIVES_UP["length_penalty"], gives_up=True)
+        judge.evidence.setdefault("lengths", []).append(wanted.lengths)
+        best = wanted.ids[len(prompt) :].tolist()
+        judge.sequence(until(tokens.tolist(), ends), best, margin=wanted.gap, dtype=dtype)
+
+
 # Two orders come before what was rounded is rounded again, and some after.
 ORDERS = [[1, 2, 0], [2, 1, 0], [1, 2, 0], [1, 0, 2]]
 ROUNDED = Usage("reordered", (64, 1, 1, 14, 16, 1), frozenset({"rounds", "reorder"}), config=llama)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fixtures.decoding import handing, padded_left
-from fixtures.generation import drafting, generated, loop, scored, until, using
+from fixtures.generation import Stream, drafting, generated, loop, saying, scored, until, using
 from fixtures.models import VOCABULARY
 from fixtures.questions import Usage
 
@@ -66,10 +66,12 @@ LONG = [(length, torch.bfloat16 if length > 250 else torch.float32) for length i
 @pytest.mark.applies(real=(False,), tier=("standard",))
 def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, model, make_ids, truth, judge):
     """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
-    prompt = make_ids(batch=1, length=length)
+    prompt, stream = make_ids(batch=1, length=length), Stream()
 
-    tokens = generated(model, prompt, COUNT, **using(model, kv_cache, length + COUNT))
+    tokens = generated(model, prompt, COUNT, streamer=stream, **using(model, kv_cache, length + COUNT))
 
+    judge.exactly("tokens streamed", str(stream.tokens), str([*prompt[0].tolist(), *tokens[0].tolist()]))
+    judge.exactly("ends of the stream", stream.ends, 1)
     _judge_answer(judge, truth, model, prompt[0], tokens[0], dtype, f"after {length}")
 
 
@@ -94,6 +96,49 @@ def test_an_answer_ends_with_its_end(case, kv_cache, dtype, device, model, make_
         length = max(map(len, wanted))
         judge.exactly(f"{what}: answers", str(ended), str([row + [pad] * (length - len(row)) for row in wanted]))
         judge.exactly(f"{what}: an answer is cut", str(ended[0] == free[0]), "False")
+
+
+# A stop string begins and ends inside a token or inside of two, and its characters may be of several; it stands in the
+# prompts, where it ends nothing, and the last answer has its beginning alone.
+STOPS = {
+    "letters": (
+        ["ernation", "ce wa"],
+        ["The international conference was.", "Conference was:"],
+        [
+            "An international affair to us, then",
+            "The conference was held over there",
+            "Internal conference rooms, we know",
+        ],
+    ),
+    "characters": (["𓂀", "t is"], ["𓂀 it is.", "In 𓂀:"], ["𓂀 it is, it was", "𓂁 it is, it was"]),
+}
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("stops", STOPS)
+@pytest.mark.applies(real=(True,))
+def test_an_answer_ends_with_a_stop_string(case, dtype, stops, device, model, tokenizer, judge):
+    """KV-24: an answer MUST end with the token that ends it, and other rows MUST go on as they do without an end."""
+    strings, before, said = STOPS[stops]
+    spelled = [tokenizer(text, add_special_tokens=False).input_ids for text in said]
+    count = min(map(len, spelled))
+    prompts = [tokenizer(text, return_tensors="pt").input_ids[0].to(device) for text in before]
+    ids, real = padded_left([*prompts, *prompts][: len(said)])
+    wanted = [answer[: _stopped(tokenizer, answer[:count], strings)] for answer in spelled]
+
+    forced = saying(spelled, ids.shape[1])
+    found = generated(model, ids, count, real, stop_strings=strings, tokenizer=tokenizer, **forced).tolist()
+
+    judge.exactly("answers that a stop string ends", sum(len(tokens) < count for tokens in wanted), len(strings))
+    length = max(map(len, wanted))
+    judge.exactly("answers", str(found), str([tokens + [0] * (length - len(tokens)) for tokens in wanted]))
+
+
+def _stopped(tokenizer, answer, strings):
+    """How many tokens of an answer there are when a stop string is complete in its text, or all of them."""
+    texts = (tokenizer.decode(answer[:n], clean_up_tokenization_spaces=False) for n in range(1, len(answer) + 1))
+    return next((n for n, text in enumerate(texts, 1) if any(s in text for s in strings)), len(answer))
 
 
 @torch.no_grad()
@@ -179,19 +224,51 @@ def test_speculation_gives_greedy_tokens(case, kv_cache, dtype, drafts, device, 
     prompt = torch.cat([seven] * 4, 1)  # repeated, so that there is something to look up
     cache = handing(model, kv_cache.make(model.config, 1, 28 + COUNT))
 
-    drafted, asked = drafting(drafts.name, model), []
+    drafted, asked, stream = drafting(drafts.name, model), [], Stream()
     with model.register_forward_hook(lambda *_: asked.append(1)):
-        tokens = generated(model, prompt, COUNT, **drafted, **cache)[0]
+        tokens = generated(model, prompt, COUNT, streamer=stream, **drafted, **cache)[0]
 
     # A draft may be longer than what is left of an answer.
     caches = {n: handing(model, kv_cache.make(model.config, 1, 28 + n)) for n in (2, 3, 4)}
     short = {n: generated(model, prompt, n, **drafting(drafts.name, model), **caches[n]).shape[1] for n in caches}
 
     judge.exactly("tokens", str([len(tokens), *short.values()]), str([COUNT, *short]))
+    judge.exactly("tokens streamed", str(stream.tokens), str([*prompt[0].tolist(), *tokens.tolist()]))
     judge.exactly(
         f"{MOST[drafts.name]} steps suffice", len(asked) <= MOST[drafts.name], True, detail=f"it took {len(asked)}"
     )
     _judge_answer(judge, truth, model, prompt[0], tokens, dtype, drafts.name)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("drafts", ["poor-draft"])
+@pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama",))
+def test_drafts_are_what_the_drafter_says(case, dtype, drafts, device, model, make_ids, decoded, judge):
+    """KV-15: speculation MUST give the tokens that golden logits rank first, and take drafts that are right."""
+    prompt, drafter = make_ids(batch=1, length=PROMPT), drafting(drafts, model)["assistant_model"]
+    drafter.generation_config.update(num_assistant_tokens=4, assistant_confidence_threshold=0.0)
+
+    def ask():
+        """What the model ran at each step, which ends with drafts, and the text that was there by then."""
+        stream, seen = Stream(), []
+        with model.get_input_embeddings().register_forward_pre_hook(
+            lambda _, given: seen.append((stream.tokens.copy(), given[0][0].tolist()))
+        ):
+            generated(model, prompt, COUNT, assistant_model=drafter, streamer=stream)
+        return seen
+
+    steps, again = ask(), ask()
+
+    judge.exactly("what a second request runs", str(again), str(steps))
+    said, logits = [], {torch.float64: [], dtype: []}
+    for text, (_, *drafted) in steps[1:]:
+        said += drafted
+        for d, rows in logits.items():
+            ids = torch.tensor([text + drafted], device=device)
+            rows.append(decoded(drafter, ids, d)[0, len(text) - 1 : -1])
+    golden, reference = map(torch.cat, logits.values())
+    judge.ranked_first(said, reference, golden, what="drafts")
 
 
 @torch.no_grad()

@@ -68,6 +68,10 @@ def test_an_answer_ends_where_the_release_says(case, dtype, device, model, make_
         judge.exactly(
             what, str(_answer(folder, prompt, dtype)), str(wanted), detail="wanted is the answer of no end, cut"
         )
+    least = {"min_new_tokens": 5, "max_new_tokens": COUNT, "pad_token_id": unused}
+    for which, ends in {"first": [free[0], unused], "second": [unused, free[0]]}.items():
+        found = _answer(_saying(case, tmp_path / which, {"eos_token_id": ends} | least), prompt, dtype)
+        judge.exactly(f"its least length: the {which} of its ends comes before", free[0] in found[:5], False)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fixtures import conventions, text
+from fixtures.tokenizing import streamed
 
 pytestmark = pytest.mark.applies(real=(True,))
 
@@ -86,6 +87,18 @@ def test_tokens_are_read_as_the_text_that_they_are(case, tokenizer, judge):
     parted = map(conventions.parting, found, wanted)
     judge.evidence["documents"] = len(tokens)
     judge.exactly("a text that was read otherwise", next(filter(None, parted), "none"), "none")
+
+
+def test_tokens_are_streamed_as_the_text_that_they_are(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    tokens = [tokenizer(said, add_special_tokens=False).input_ids for said in [*OTHERS, *CODE]]
+
+    found = [streamed(tokenizer, ids, **how) for ids in tokens]
+
+    parted = map(conventions.parting, found, (tokenizer.decode(ids, **how) for ids in tokens))
+    judge.evidence["documents"] = len(tokens)
+    judge.exactly("a text that was streamed otherwise", next(filter(None, parted), "none"), "none")
 
 
 @pytest.mark.applies(gguf=(True,))

@@ -18,6 +18,7 @@ DRAFTED_END = ("kv_cache/test_generate.py", "drafted_answer and own-draft and dy
 REFUSED_END = ("kv_cache/test_generate.py", "drafted_answer and poor-draft and dynamic-plain-llama-gqa")
 DRAFTS = ("kv_cache/test_generate.py", "speculation and dynamic-plain-llama-gqa")
 OWN_DRAFT = ("kv_cache/test_generate.py", "speculation and own-draft and dynamic-plain-llama-gqa")
+DRAFTER = ("kv_cache/test_generate.py", "drafter_says")
 GROWING = ("DynamicLayer",)
 
 
@@ -171,6 +172,63 @@ def right_drafts_are_never_taken() -> Iterator[None]:
 def refused_drafts_leave_a_token() -> Iterator[None]:
     """Where drafts are refused, values lose their oldest tokens and keys their newest."""
     with patches.layers(patches.drop_the_oldest_values, *GROWING, method="crop"):
+        yield
+
+
+@fault(
+    "KV-15",
+    *DRAFTER,
+    source="https://github.com/lablup/mlxcel/pull/1002, before it",
+    unseen="answers: what is checked is right; drafts that are all accepted",
+)
+def refused_drafts_stay_with_the_drafter() -> Iterator[None]:
+    """The draft model goes on from its newest tokens, refused ones too, and forgets as many of its oldest."""
+    from transformers.generation.candidate_generator import AssistedCandidateGenerator
+
+    drafts: list[bool] = []
+
+    def change(crop: Any, layer: Any, count: int) -> None:
+        if not drafts:
+            crop(layer, count)
+        elif count:
+            gone = abs(count) if count < 0 else layer.keys.shape[-2] - count
+            layer.keys, layer.values = layer.keys[..., gone:, :], layer.values[..., gone:, :]
+
+    original = AssistedCandidateGenerator.get_candidates
+
+    def candidates(self: Any, *args: Any, **more: Any) -> Any:
+        drafts.append(True)
+        try:
+            return original(self, *args, **more)
+        finally:
+            drafts.clear()
+
+    with (
+        patches.layers(change, *GROWING, method="crop"),
+        swapped(AssistedCandidateGenerator, "get_candidates", candidates),
+    ):
+        yield
+
+
+@fault(
+    "KV-15",
+    *DRAFTER,
+    source="as transformers does where num_assistant_tokens_schedule is heuristic",
+    unseen="answers; the first request",
+)
+def drafts_stay_short_once_they_were_refused() -> Iterator[None]:
+    """How much is drafted shrinks with each refusal, and stays so for the draft model's next request."""
+    from transformers.generation.candidate_generator import AssistedCandidateGenerator
+
+    original = AssistedCandidateGenerator.update_candidate_strategy
+
+    def update(self: Any, ids: Tensor, scores: Tensor, matches: int) -> None:
+        original(self, ids, scores, matches)
+        if matches < len(scores[0]) - 1:
+            self.num_assistant_tokens = max(1, self.num_assistant_tokens - 1)
+            self.assistant_model.generation_config.num_assistant_tokens = self.num_assistant_tokens
+
+    with swapped(AssistedCandidateGenerator, "update_candidate_strategy", update):
         yield
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from suites.meta.faults import after_loading, fault, patches, swapped
+from suites.meta.faults import after_loading, all_of, fault, patches, swapped
 
 UNMASKED = "kv_cache/test_generate.py", "without_a_mask and llama-gqa"
 EMBEDDED = "kv_cache/test_generate.py", "prompts_of_embeddings and llama-gqa"
@@ -17,6 +18,26 @@ MIDST = "kv_cache/test_generate.py", "in_the_midst and llama-gqa"
 WAYS = "kv_cache/test_engagement.py", "every_way and llama-gqa"
 DRAFTED = "kv_cache/test_generate.py", "speculation and own-draft and dynamic-llama-gqa"
 DRAWN = "weights/test_generation.py", "drawn and llama-gqa"
+STREAMED = "kv_cache/test_generate.py", "from-1-float32-dynamic-plain-llama-gqa"
+LETTERS = "kv_cache/test_generate.py", "stop_string and letters"
+CHARACTERS = "kv_cache/test_generate.py", "stop_string and characters"
+
+
+def _stops(is_over: Callable[[list[str], str], bool]) -> AbstractContextManager[Any]:
+    """Patch what ends an answer: is_over(what each of its last tokens spells by itself, a stop string)."""
+    from transformers.generation.stopping_criteria import StopStringCriteria
+
+    original = StopStringCriteria.__init__
+
+    def init(itself: Any, tokenizer: Any, stop_strings: Any) -> None:
+        original(itself, tokenizer, stop_strings)
+        itself.spell = lambda ids: [tokenizer.decode(token) for token in ids]
+
+    def call(itself: Any, ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        texts = [itself.spell(row[-8:].tolist()) for row in ids]
+        return torch.tensor([any(is_over(t, s) for s in itself.stop_strings) for t in texts], device=ids.device)
+
+    return all_of(swapped(StopStringCriteria, "__init__", init), swapped(StopStringCriteria, "__call__", call))
 
 
 @fault(
@@ -142,4 +163,74 @@ def requests_share_a_workspace() -> Iterator[None]:
         return original(module, *args, **more)
 
     with patches.forward("LlamaRotaryEmbedding", rotary), patches.forward("LlamaAttention", attention):
+        yield
+
+
+@fault(
+    "KV-24",
+    *LETTERS,
+    source="https://github.com/vllm-project/vllm/pull/534, before it",
+    unseen="tokens that end with it",
+)
+def stop_string_is_looked_for_at_the_end_alone() -> Iterator[None]:
+    """A stop string behind which its last token goes on ends nothing."""
+    with _stops(lambda tokens, stop: "".join(tokens).endswith(stop)):
+        yield
+
+
+@fault("KV-24", *LETTERS, source="our own: a stop string that is taken for a token", unseen="strings within a token")
+def stop_string_is_looked_for_token_by_token() -> Iterator[None]:
+    """A stop string that begins in one token and ends in the next ends nothing."""
+    with _stops(lambda tokens, stop: stop in tokens[-1]):
+        yield
+
+
+@fault("KV-24", *CHARACTERS, source="as transformers before 5.18 does", unseen="stop strings of whole tokens")
+def stop_string_of_parts_of_characters_is_not_found() -> Iterator[None]:
+    """Each token is read by itself, and a character of several tokens is not in what they spell."""
+    with _stops(lambda tokens, stop: "".join(tokens).endswith(stop)):
+        yield
+
+
+@fault(
+    "KV-14", *STREAMED, source="our own: a loop that is left before its last token is sent", unseen="what is returned"
+)
+def last_token_is_not_streamed() -> Iterator[None]:
+    """A streamer is told the end before the last token, which is returned alone."""
+
+    class Behind:
+        """Hands on what came before."""
+
+        def __init__(self, streamer: Any) -> None:
+            self.streamer, self.last = streamer, None
+
+        def put(self, value: Tensor) -> None:
+            if self.last is not None:
+                self.streamer.put(self.last)
+            self.last = value
+
+        def end(self) -> None:
+            self.streamer.end()
+
+    def change(original: Any, model: Any, *args: Any, streamer: Any = None, **more: Any) -> Any:
+        return original(model, *args, streamer=streamer and Behind(streamer), **more)
+
+    with patches.generation("generate", change):
+        yield
+
+
+@fault(
+    "KV-15", *DRAFTED, source="our own: a stream of what was drafted and not refused", unseen="requests without drafts"
+)
+def tokens_beside_the_drafts_are_not_streamed() -> Iterator[None]:
+    """What is said in place of a refused draft, or behind those that were right, is returned alone."""
+
+    def change(original: Any, model: Any, *args: Any, streamer: Any = None, **more: Any) -> Any:
+        class Drafts:
+            put = staticmethod(lambda value: streamer.put(value[..., :-1]))
+            end = staticmethod(lambda: streamer.end())
+
+        return original(model, *args, streamer=streamer and Drafts, **more)
+
+    with patches.generation("_assisted_decoding", change):
         yield

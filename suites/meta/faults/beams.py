@@ -9,6 +9,7 @@ import torch
 
 from suites.meta.faults import fault, patches
 
+GIVES_UP = ("kv_cache/test_beams.py", "gives_up and llama-gqa")
 RANKED = ("kv_cache/test_beams.py", "ranked and dynamic-llama-gqa")
 
 
@@ -43,4 +44,22 @@ def beams_go_on_behind_their_end() -> Iterator[None]:
         return original(model, **told | {"next_token_hits_stopping_criteria": torch.zeros_like(hit)})
 
     with patches.generation("_get_running_beams_for_next_iteration", change):
+        yield
+
+
+@fault(
+    "KV-9",
+    *GIVES_UP,
+    source="https://github.com/huggingface/transformers/pull/38778, before it",
+    unseen='a row alone; early_stopping="never"',
+)
+def a_row_gives_up_when_all_do() -> Iterator[None]:
+    """A search that is over goes on as long as that of any other row, and finds what it would not alone."""
+
+    def change(original: Any, model: Any, **told: Any) -> Any:  # a static method
+        every = torch.ones_like(told["is_early_stop_heuristic_unsatisfied"])
+        going: torch.Tensor = original(**told | {"is_early_stop_heuristic_unsatisfied": every})
+        return going.any().expand_as(going)
+
+    with patches.generation("_check_early_stop_heuristic", change):
         yield

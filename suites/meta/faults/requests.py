@@ -15,6 +15,7 @@ PLAIN = ("memory/test_requests.py", "test_requests_give and plain and llama-gqa"
 FAILED = ("memory/test_requests.py", "test_requests_give and failed and llama-gqa")
 OBJECTS = ("memory/test_requests.py", "leave_no_objects and plain")
 LOOKED_UP = ("memory/test_requests.py", "test_requests_give and looked-up and llama-gqa")
+DRAFTED = ("memory/test_requests.py", "test_requests_give and drafted and llama-gqa")
 SAMPLED = ("memory/test_requests.py", "test_requests_give and sampled and llama-gqa")
 BEAMS = ("memory/test_requests.py", "test_requests_give and beams and llama-gqa")
 FIRST = ("memory/test_requests.py", "first_request and static and llama-gqa")
@@ -71,6 +72,25 @@ def drafts_are_kept_for_statistics() -> Iterator[None]:
     with swapped(PromptLookupCandidateGenerator, "get_candidates", candidates):
         yield
     kept.clear()
+
+
+@fault("MEM-9", *DRAFTED, source="our own: a drafter that knows its last request", unseen="requests without drafts")
+def drafter_keeps_its_last_request() -> Iterator[None]:
+    """What makes candidates hangs on the draft model after the request, and with it the draft model's cache."""
+    from transformers.generation.candidate_generator import AssistedCandidateGenerator
+
+    original = AssistedCandidateGenerator.__init__
+
+    def init(self: Any, input_ids: Any, assistant_model: Any, *args: Any, **more: Any) -> None:
+        original(self, input_ids, assistant_model, *args, **more)
+        kept.append(assistant_model)
+        assistant_model.__dict__["last"] = self
+
+    kept: list[Any] = []
+    with swapped(AssistedCandidateGenerator, "__init__", init):
+        yield
+    for model in kept:
+        model.__dict__.pop("last", None)
 
 
 @fault("MEM-9", *FAILED, source="our own: an error that is kept for a log", unseen="requests that end well")

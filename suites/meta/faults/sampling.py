@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 from suites.meta.faults import fault, patches, swapped
 
 SCORES = "kv_cache/test_sampling.py", "scores and llama-gqa"
+PADDED = "kv_cache/test_sampling.py", "padded_rows and llama-gqa"
 DRAFTED = "kv_cache/test_sampling.py", "drafted and own-draft"
+SURE = "kv_cache/test_sampling.py", "drafted and sure-draft"
 TOGETHER = "kv_cache/test_sampling.py", "requests_of_a_batch and paged-sdpa-llama-gqa"
 ENDS = "attention/test_paged.py", "any_of_its_ends and paged-sdpa-llama-gqa"
 DRAWN = "kv_cache/test_sampling.py", "drawn_by_themselves and plain and llama-gqa"
@@ -23,7 +26,7 @@ def _processor(kind: str, call: Any) -> AbstractContextManager[None]:
     """One of transformers' processors of scores calls something else: call(itself, ids, scores)."""
     from transformers.generation import logits_process
 
-    return swapped(getattr(logits_process, kind), "__call__", call)
+    return swapped(getattr(logits_process, kind), "__call__", lambda itself, ids, scores: call(itself, ids, scores))
 
 
 def _drawn(draw: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
@@ -63,6 +66,18 @@ def repetition_penalty_forgets_the_prompt() -> Iterator[None]:
         return _penalised(lambda said: said > 0, itself, answer, scores)
 
     with _processor("RepetitionPenaltyLogitsProcessor", call):
+        yield
+
+
+@fault(
+    "KV-25",
+    *PADDED,
+    source="https://github.com/huggingface/text-generation-inference/pull/1765, before it",
+    unseen="rows without padding; padding with a token that was said",
+)
+def padding_is_penalised() -> Iterator[None]:
+    """The token that stands in padding counts as said: where it also ends answers, a padded row is late to end."""
+    with _processor("RepetitionPenaltyLogitsProcessor", partial(_penalised, lambda said: said > 0)):
         yield
 
 
@@ -134,6 +149,28 @@ def drafted_answers_are_what_is_ranked_first() -> Iterator[None]:
         return original(model, *args, generation_config=config, **more)
 
     with patches.generation("_assisted_decoding", change):
+        yield
+
+
+@fault(
+    "KV-25",
+    *SURE,
+    source="https://github.com/SafeAILab/EAGLE/issues/329",
+    unseen="drafts that are never refused, or are unlikely wherever the model is sure",
+)
+def refused_drafts_are_drawn_anew_from_all() -> Iterator[None]:
+    """In place of a refused draft a token is drawn as if none had been: what is drafted comes too often."""
+    from transformers.generation import utils
+
+    original = utils._speculative_sampling
+
+    def sampling(ids: Tensor, drafted: Tensor, count: int, logits: Tensor, *args: Any, **more: Any) -> Any:
+        tokens, accepted = original(ids, drafted, count, logits, *args, **more)
+        if accepted < count:
+            tokens[:, -1] = torch.multinomial(logits[:, accepted].softmax(-1), 1)[:, 0]
+        return tokens, accepted
+
+    with swapped(utils, "_speculative_sampling", sampling):
         yield
 
 

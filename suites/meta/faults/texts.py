@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
-from suites.meta.faults import after_loading, fault, swapped
+from suites.meta.faults import after_loading, all_of, fault, swapped
 
 SAYS = ("weights/test_generation.py", "as_its_release_says and llama-gqa")
 ENDS = ("weights/test_generation.py", "where_the_release_says and llama-gqa")
@@ -16,6 +16,7 @@ SERVED = ("weights/test_generation.py", "served")
 TOKENS = ("weights/test_texts.py", "becomes and served")
 WORDS = ("weights/test_texts.py", "words and served")
 BEGUN = ("weights/test_texts.py", "is_begun_as_a_gguf and served")
+STREAMED = ("weights/test_texts.py", "streamed and served")
 CHAT = ("weights/test_texts.py", "chat and served")
 
 
@@ -69,6 +70,30 @@ def of_several_ends_the_first_is_read() -> Iterator[None]:
         model.generation_config.eos_token_id = ends[0] if isinstance(ends, list) else ends
 
     with after_loading(change):
+        yield
+
+
+@fault(
+    "WEIGHTS-2",
+    *ENDS,
+    source="https://github.com/vllm-project/vllm/pull/5849, before it",
+    unseen="releases with one end, or with no least length",
+)
+def least_length_holds_back_the_first_of_several_ends() -> Iterator[None]:
+    """min_new_tokens keeps the end of text from an answer, and the end of a turn comes all the same."""
+    from transformers.generation import logits_process
+
+    def first(kind: Any) -> AbstractContextManager[None]:
+        original = kind.__init__
+
+        def init(itself: Any, *args: Any, **more: Any) -> None:
+            original(itself, *args, **more)
+            itself.eos_token_id = itself.eos_token_id[:1]
+
+        return swapped(kind, "__init__", init)
+
+    kinds = logits_process.MinLengthLogitsProcessor, logits_process.MinNewTokensLengthLogitsProcessor
+    with all_of(*map(first, kinds)):
         yield
 
 
@@ -214,4 +239,26 @@ def a_space_is_put_before_every_text() -> Iterator[None]:
         return original(self, f" {text}" if isinstance(text, str) else text, *args, **more)
 
     with swapped(PreTrainedTokenizerBase, "__call__", call):
+        yield
+
+
+@fault("WEIGHTS-3", *STREAMED, source="https://github.com/exo-explore/exo/pull/1691, before it", unseen="ASCII")
+def answers_are_streamed_token_by_token() -> Iterator[None]:
+    """Each token is read by itself: an emoji of several arrives as so many replacement characters."""
+    from transformers import TextStreamer
+
+    def put(self: Any, value: Any) -> None:
+        if value.ndim == 1:
+            self.on_finalized_text(self.tokenizer.decode(value, **self.decode_kwargs))
+
+    with swapped(TextStreamer, "put", put):
+        yield
+
+
+@fault("WEIGHTS-3", *STREAMED, source="our own: a buffer that is dropped", unseen="answers that end with a space")
+def what_is_held_back_is_never_streamed() -> Iterator[None]:
+    """What waits for the rest of its word when an answer ends is lost."""
+    from transformers import TextStreamer
+
+    with swapped(TextStreamer, "end", lambda self: self.on_finalized_text("", stream_end=True)):
         yield
