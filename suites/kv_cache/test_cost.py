@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fixtures.decoding import decode
-from fixtures.meters import computing, operations
+from fixtures.meters import computing, operations, slow_at_first
 from fixtures.oracles.memory import attention_operations
 from fixtures.questions import Usage
 
@@ -58,18 +58,16 @@ def test_length_never_seen_costs_nothing(case, attention, dtype, usage, device, 
     with attention.in_model(model):
         seconds(SHORT - 1)
         times = torch.tensor([[seconds(length), seconds(length)] for length in lengths])
-    first, second = times.unbind(1)
-    slow = (first > CALLS * second.median(0).values).sum(0)
 
     judge.evidence["curve"] = {
         "figure": f"a cached step of {case.name}, {str(dtype).removeprefix('torch.')}",
         "line": attention.name,
         "unit": "ms",
         "points": sorted(
-            [length, round(1000 * step, 3)] for length, (_, step) in zip(lengths, second.tolist(), strict=True)
+            [length, round(1000 * step, 3)] for length, (_, (_, step)) in zip(lengths, times.tolist(), strict=True)
         ),
     }
-    for what, count in zip(("prompts", "steps"), slow.tolist(), strict=True):
+    for what, count in zip(("prompts", "steps"), slow_at_first(times, CALLS), strict=True):
         judge.evidence[f"lengths whose {what} were slow"] = count
         most = count > LENGTHS // 2
         judge.exactly(f"most of {LENGTHS} lengths cost {CALLS} {what} the first time", most, False)

@@ -16,7 +16,9 @@ MANY = 4
 # healthy stacks 1,268 bytes at most, of 57 with transformers 4.57 and 5.24, most of them in processes of their own.
 FIRST, THEN = 8, 6
 POINTER = 8
-ENDINGS = pytest.mark.parametrize("ending", REQUESTS)
+# transformers 5.17 drafts on no cache whose window is full: KV-15 is about what a cache offers, and MEM-9 is not.
+UNWINDOWED = {"drafted": pytest.mark.applies(architecture=("llama", "bloom", "gpt_bigcode"))}
+ENDINGS = pytest.mark.parametrize("ending", [pytest.param(name, marks=UNWINDOWED.get(name, ())) for name in REQUESTS])
 
 
 @ENDINGS

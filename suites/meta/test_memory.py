@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
 
-from fixtures import allocations, estimate, shapes
+from fixtures import allocations, estimate, meters, shapes
 from fixtures.models import Workshop, from_folder
 from fixtures.oracles import memory
 from suites.memory import test_prefill, test_requests
@@ -197,3 +197,10 @@ def test_a_product_needs_the_same_on_any_count_of_threads():
     torch.set_num_threads(kept)
 
     assert len(peaks) == 1
+
+
+@pytest.mark.parametrize(("firsts", "seconds", "slow"), [(1.0, 0.1, 9), (0.7, 0.1, 0), (0.004, 0.0, 0), (0.4, 0.0, 9)])
+def test_a_clock_that_ticks_makes_nothing_slow(firsts, seconds, slow):
+    times = torch.tensor([[[firsts], [seconds]]] * 9 + [[[0.004], [0.004]]])
+
+    assert meters.slow_at_first(times, 8) == [slow]
