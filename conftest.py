@@ -283,7 +283,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(certificate.terminal(config.stash[CERTIFICATE]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bench(request: pytest.FixtureRequest) -> Bench:
     """The run's state, for the fixtures of suites/conftest.py."""
     return request.config.stash[BENCH]
