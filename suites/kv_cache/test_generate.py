@@ -132,7 +132,9 @@ def test_an_answer_ends_with_a_stop_string(case, dtype, stops, device, model, to
 
     judge.exactly("answers that a stop string ends", sum(len(tokens) < count for tokens in wanted), len(strings))
     length = max(map(len, wanted))
-    judge.exactly("answers", str(found), str([tokens + [0] * (length - len(tokens)) for tokens in wanted]))
+    padded = [tokens + [0] * (length - len(tokens)) for tokens in wanted]
+    due = f"stop strings {strings}; due are {[tokenizer.decode(tokens) for tokens in wanted]}"
+    judge.exactly("answers", str(found), str(padded), detail=due)
 
 
 def _stopped(tokenizer, answer, strings):
