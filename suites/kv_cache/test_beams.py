@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from fixtures.beams import beam_search
-from fixtures.caching import misplaced, operate
+from fixtures.caching import operate
 from fixtures.decoding import decode, padded_left
 from fixtures.generation import follower, generated, until, using
 from fixtures.models import VOCABULARY
 from fixtures.questions import Usage
-from fixtures.rounded_caches import handed, llama, outlier_inputs
+from fixtures.rounded_caches import furthest_row, handed, llama, outlier_inputs
 
 BEAMS = Usage("beams", needs=frozenset({"exact", "reorder"}))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -108,6 +108,10 @@ def test_a_row_gives_up_by_itself(case, dtype, lengths, device, model, make_ids,
 
 # Two orders come before what was rounded is rounded again, and some after.
 ORDERS = [[1, 2, 0], [2, 1, 0], [1, 2, 0], [1, 0, 2]]
+# HQQ looks for scales until the mean error over all rows grows, and the last bit of that hangs on the rows' order: 7 of
+# 400 seeds stopped a step apart, with rows 4.8e-5 from those that stayed; every other cache had all bits. A row that did
+# not move is 1.6 away, and one token of another row 0.1.
+SAME = 0.01
 ROUNDED = Usage("reordered", (64, 1, 1, 14, 16, 1), frozenset({"rounds", "reorder"}), config=llama)
 
 
@@ -120,6 +124,6 @@ def test_rounded_rows_follow_the_beams(kv_cache, dtype, usage, device, draw, jud
 
     found, rows = handed(reordered, given, usage.widths, [torch.tensor(order, device=device) for order in ORDERS])
 
-    # The rows in their last order from the start: each is rounded by itself, or all of them with one scale.
-    wrong, where = misplaced(found, *handed(straight, given[:, rows], usage.widths)[0])
-    judge.exactly("numbers that differ from those of rows that stayed", wrong, 0, place=where)
+    # The rows in their last order from the start.
+    apart = furthest_row(found, handed(straight, given[:, rows], usage.widths)[0])
+    judge.between("distance of a row from the one that stayed, relative", apart, 0, SAME)
