@@ -12,7 +12,7 @@ from torch import Tensor
 from suites.meta.faults import fault, swapped
 from suites.meta.faults.patches import mask
 from suites.meta.faults.positions import rotary, scaling
-from suites.meta.faults.rotary import parameters
+from suites.meta.faults.scalings import parameters
 
 REFERENCES = "positions/test_extrapolation.py"
 SERVED = "positions/test_context.py"

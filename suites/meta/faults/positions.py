@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -30,6 +31,19 @@ def rotary(change: Callable[..., Any]) -> Iterator[None]:
                 return change(forward, self, x, position_ids)
 
             stack.enter_context(swapped(kind, "forward", patched))
+        yield
+
+
+@contextmanager
+def forward_of(module: str, kind: str, change: Callable[..., Any]) -> Iterator[None]:
+    """Patch one class of rotary modules. change(forward, module, x, positions, *more) -> cos, sin."""
+    owner = getattr(import_module(f"transformers.models.{module}"), kind)
+    forward = vars(owner)["forward"]
+
+    def patched(self: Any, x: Tensor, position_ids: Tensor, *more: Any) -> Any:
+        return change(forward, self, x, position_ids, *more)
+
+    with swapped(owner, "forward", patched):
         yield
 
 
