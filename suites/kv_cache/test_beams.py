@@ -109,8 +109,8 @@ def test_a_row_gives_up_by_itself(case, dtype, lengths, device, model, make_ids,
 # Two orders come before what was rounded is rounded again, and some after.
 ORDERS = [[1, 2, 0], [2, 1, 0], [1, 2, 0], [1, 0, 2]]
 # HQQ looks for scales until the mean error over all rows grows, and the last bit of that hangs on the rows' order: 7 of
-# 400 seeds stopped a step apart, with rows 4.8e-5 from those that stayed; every other cache had all bits. A row that did
-# not move is 1.6 away, and one token of another row 0.1.
+# 400 seeds stopped a step apart, with rows 4.8e-5 from those that stayed; every other cache had all bits. A row that
+# did not move is 1.6 away, and one token of another row 0.1.
 SAME = 0.01
 ROUNDED = Usage("reordered", (64, 1, 1, 14, 16, 1), frozenset({"rounds", "reorder"}), config=llama)
 
