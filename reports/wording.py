@@ -23,8 +23,13 @@ def homeless(text: str) -> str:
 
 def private(value: Any) -> Any:
     """What may be shown of records, facts or a text: no home folder, secret of the environment, or login of a URL."""
-    secrets = [(v, f"${name}") for name, v in os.environ.items() if SECRET.search(name) and len(v) >= SHORT]
+    secrets = [(v, f"${name}") for name, v in os.environ.items() if _is_secret(name) and len(v) >= SHORT]
     return _private(value, sorted(secrets, key=lambda pair: -len(pair[0])), _homes())
+
+
+@cache
+def _is_secret(name: str) -> bool:
+    return bool(SECRET.search(name))
 
 
 def _private(value: Any, secrets: Sequence[tuple[str, str]], homes: Sequence[str]) -> Any:
