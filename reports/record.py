@@ -150,18 +150,18 @@ def _is_share(value: Any) -> bool:
     return True
 
 
-def append(path: Path, record: Record, *, sync: bool = True) -> None:
-    """Hand one line to the system, which keeps it whatever becomes of this process; with `sync`, have it on the disk.
+def append(path: Path, line: str, *, sync: bool = True) -> None:
+    """Hand a line to the system, which keeps it whatever becomes of this process; with `sync`, have it on the disk.
 
     Raises OSError, and leaves no half of it.
     """
-    line = f"{record.line()}\n".encode()
+    rest = f"{line}\n".encode()
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         end = os.lseek(file, 0, os.SEEK_END)
         try:
-            while line:
-                line = line[os.write(file, line) :]
+            while rest:
+                rest = rest[os.write(file, rest) :]
             if sync:
                 os.fsync(file)
         except OSError:

@@ -25,7 +25,7 @@ from reports import render
 from reports.files import checksums, hold, write_json, write_text
 from reports.record import Record, append, read
 from reports.verdict import Verdict
-from reports.wording import homeless, private
+from reports.wording import homeless, may_tell, private
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "reports" / "runs"
@@ -99,10 +99,13 @@ class Run:
         self.records = list(former)
 
     def add(self, record: Record) -> None:
-        record = Record(**private(vars(record)))
+        line = record.line()
+        if may_tell(line):
+            record = Record(**private(vars(record)))
+            line = record.line()
         now = time.monotonic()
         due = now > self.synced + SYNCED
-        append(self.folder / "records.jsonl", record, sync=due)
+        append(self.folder / "records.jsonl", line, sync=due)
         self.synced = now if due else self.synced
         self.records.append(record)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -23,8 +24,17 @@ def homeless(text: str) -> str:
 
 def private(value: Any) -> Any:
     """What may be shown of records, facts or a text: no home folder, secret of the environment, or login of a URL."""
-    secrets = [(v, f"${name}") for name, v in os.environ.items() if _is_secret(name) and len(v) >= SHORT]
-    return _private(value, sorted(secrets, key=lambda pair: -len(pair[0])), _homes())
+    return _private(value, sorted(_secrets(), key=lambda pair: -len(pair[0])), _homes())
+
+
+def may_tell(line: str) -> bool:
+    """Whether a line of JSON may hold what is not `private`: of most records this is sooner known than taken out."""
+    kept = *(secret for secret, _ in _secrets()), *_homes()
+    return "://" in line or any(json.dumps(said)[1:-1] in line for said in kept)
+
+
+def _secrets() -> list[tuple[str, str]]:
+    return [(v, f"${name}") for name, v in os.environ.items() if _is_secret(name) and len(v) >= SHORT]
 
 
 @cache

@@ -277,7 +277,7 @@ def test_every_rendering_says_the_same_and_breaks_of_nothing(tmp_path):
 def write(folder, records=HEALTHY, **facts):
     folder.mkdir()
     for r in records:
-        append(folder / "records.jsonl", r)
+        append(folder / "records.jsonl", r.line())
     for name, data in {"run": {**FACTS, **facts}, "environment": ENVIRONMENT}.items():
         (folder / f"{name}.json").write_text(json.dumps(data), encoding="utf-8")
     return folder
@@ -326,7 +326,7 @@ def test_what_is_no_run_is_refused(tmp_path, broken, capsys):
 )
 def test_a_run_is_certified_against_its_baseline(verdict_of, tmp_path, seed, code, told):
     before = Record("::test_holds", "TEST-1", "one MUST be one.", "checks", "failed", seed=seed)
-    append(tmp_path / "records.jsonl", before)
+    append(tmp_path / "records.jsonl", before.line())
 
     found = verdict_of([PASSES], "", f"--baseline={tmp_path / 'records.jsonl'}")
 

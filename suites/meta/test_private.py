@@ -1,5 +1,6 @@
 """What is nobody's business enters nothing that a run writes, wherever it stood."""
 
+import json
 import os
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def test_what_is_shown(monkeypatch, said, shown):
     monkeypatch.setenv("SHORT_KEY", "a")
 
     assert wording.private(said) == shown
+
+
+ODD = 'a\\b"c\u00e9\U0001f600d'
+
+
+@pytest.mark.parametrize("told", ["/home/m\u00e9/x", f"Bearer {SECRET}", f"is {ODD}.", "ssh://host"])
+def test_a_line_that_may_tell_is_looked_into(monkeypatch, told):
+    monkeypatch.setenv("HOME", "/home/m\u00e9")
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("A_PASSWORD", ODD)
+
+    assert wording.may_tell(json.dumps({"evidence": [told, 1]}))
+    assert not wording.may_tell(json.dumps({"evidence": ["/homely", 1]}))
 
 
 def test_a_root_that_is_called_a_home_is_no_ones(monkeypatch):

@@ -32,7 +32,7 @@ RECORD = Record(
 def test_a_record_reads_back_as_it_was_written(tmp_path):
     infinite = dataclasses.replace(RECORD, judgements=({"headroom": float("inf")},))
     for record in (RECORD, infinite):
-        append(tmp_path / "records.jsonl", record)
+        append(tmp_path / "records.jsonl", record.line())
 
     first, second = read(tmp_path / "records.jsonl")
 
@@ -42,7 +42,7 @@ def test_a_record_reads_back_as_it_was_written(tmp_path):
 
 def test_the_cut_line_of_a_killed_run_is_left_out(tmp_path):
     file = tmp_path / "records.jsonl"
-    append(file, RECORD)
+    append(file, RECORD.line())
     with file.open("a", encoding="utf-8") as stream:
         stream.write(RECORD.line()[:40])
 
@@ -52,7 +52,7 @@ def test_the_cut_line_of_a_killed_run_is_left_out(tmp_path):
 @pytest.mark.parametrize("line", ["not json", '{"schema": 99}', '{"schema": 1, "colour": "red"}', "[]"])
 def test_what_is_no_record_is_refused_with_its_line(tmp_path, line):
     file = tmp_path / "records.jsonl"
-    append(file, RECORD)
+    append(file, RECORD.line())
     with file.open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
 

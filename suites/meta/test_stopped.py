@@ -129,7 +129,7 @@ def test_a_run_is_not_finished_on_another_stack(tmp_path):
 
 def test_a_full_disk_leaves_no_half_of_a_record(tmp_path, monkeypatch):
     file, write = tmp_path / "records.jsonl", os.write
-    append(file, RECORD)
+    append(file, RECORD.line())
 
     def full(descriptor, data):
         if len(data) < 100:
@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_no_half_of_a_record(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space left"):
-        append(file, RECORD)
+        append(file, RECORD.line())
 
     assert file.read_text(encoding="utf-8") == f"{RECORD.line()}\n"
 
