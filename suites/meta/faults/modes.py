@@ -218,3 +218,25 @@ def scores_of_experts_are_always_normalised() -> Iterator[None]:
 
     with swapped(Qwen3MoeConfig, "from_dict", classmethod(from_dict)):
         yield
+
+
+@fault(
+    "ATTN-2",
+    "attention/test_model_logits.py",
+    "test_logits and eager-smollm3-still-float32",
+    options=("--tier", "full"),
+    source="our own: a list of a config's that a conversion leaves out",
+    unseen="architectures that rotate in every layer",
+)
+def layers_without_positions_are_rotated() -> Iterator[None]:
+    """SmolLM3 rotates in every layer, whatever its config says."""
+    from transformers.models.smollm3 import modeling_smollm3
+
+    original = modeling_smollm3.SmolLM3Attention.__init__
+
+    def init(self: Any, *args: Any, **more: Any) -> None:
+        original(self, *args, **more)
+        self.use_rope = True
+
+    with swapped(modeling_smollm3.SmolLM3Attention, "__init__", init):
+        yield
