@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from fixtures.allocations import SLOPE, allocations, fitted
 from fixtures.decoding import feed
+from fixtures.meters import largest_made
 from fixtures.oracles.memory import kv_bytes, kv_width, windows
 from fixtures.questions import Usage
 
@@ -47,3 +49,21 @@ def test_step_needs_what_it_adds(case, kv_cache, dtype, usage, device, model, ma
     predicted = keys * (slots(480)[0] - slots(320)[0]) / 160
 
     judge.between("bytes for each token of context", token, predicted - SLOPE * keys, predicted + SLOPE * keys, "bytes")
+
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+@pytest.mark.applies(architecture=("llama", "mistral"), tier=("standard",), real=(False,))
+def test_step_in_half_precision_makes_nothing_larger_than_keys(case, dtype, device, model, make_ids, judge):
+    """MEM-7: a cached step MUST keep its token's keys and values, and need beside them one layer's keys at most."""
+    cache, length = DynamicCache(), 480
+    ids = make_ids(1, length + 1)
+    feed(model, cache, ids[:, :length], 0)
+
+    size, made = largest_made(lambda: feed(model, cache, ids[:, length:], length))
+
+    keys = kv_width(model.config) // 2 * dtype.itemsize * (length + 1)
+    judge.between("bytes of the largest tensor that was made", size, 0, keys, "bytes", place=made)

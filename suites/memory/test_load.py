@@ -1,10 +1,12 @@
 """What a load leaves behind, needs on its way, and counts."""
 
+import copy
 import gc
 
 import pytest
 import torch
 
+from fixtures import heap
 from fixtures.allocations import allocations, survivors
 from fixtures.oracles.memory import parameter_count, skeleton, weight_blocks
 
@@ -43,6 +45,42 @@ def test_parameters_are_counted_as_the_architecture_has_them(case, quantizer, be
     model = bench.shelf.quantized(case, quantizer, device)
 
     judge.exactly("num_parameters()", model.num_parameters(), parameter_count(model.config))
+
+
+def _extended(model):
+    """With tokens more, as a chat format needs them."""
+    model.resize_token_embeddings(model.config.vocab_size + 24)
+    return model
+
+
+# What is done to a loaded model, of which a head that is tied stays so.
+CHANGES = {
+    "cast": lambda model: model.to(torch.bfloat16),
+    "extended": _extended,
+    "copied": copy.deepcopy,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.applies(tier=("standard",), real=(False,))
+def test_parameters_are_counted_after_a_change(case, dtype, change, device, judge):
+    """MEM-3: the parameters that a model counts MUST be its architecture's, in any dtype or scheme, tied ones once."""
+    model = CHANGES[change](case.load(dtype, device))
+
+    judge.exactly("num_parameters()", model.num_parameters(), parameter_count(model.config))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(tier=("standard",), real=(False,), architecture=("llama",))
+def test_loads_leave_no_file_in_memory(case, dtype, device, judge):
+    """MEM-4: a load MUST leave the model's bytes behind, wherever one looks, and need no second copy on its way."""
+    grown = heap.growth(lambda: case.load(dtype, device), 3)
+
+    most = sum(weight_blocks(case.config(), dtype).values()) // 4
+    judge.between("bytes that each load left in Python's heap", max(0, min(grown)), 0, most, unit="bytes")
 
 
 def _loaded(load, device):

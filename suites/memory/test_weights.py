@@ -15,7 +15,9 @@ def test_weights_take_the_predicted_bytes(case, dtype, device, judge):
     model = case.load(dtype, device)
     measured = storage_bytes(tensors([vars(module) for module in model.modules()]))
 
-    judge.exactly("bytes of weights and buffers", measured, weight_bytes(model.config, dtype), unit="bytes")
+    predicted = weight_bytes(model.config, dtype)
+    judge.exactly("bytes of weights and buffers", measured, predicted, unit="bytes")
+    judge.exactly("get_memory_footprint()", model.get_memory_footprint(), predicted, unit="bytes")
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fixtures.materialise import ROUTES, declared, in_older_words, in_oldest_words
+from fixtures.materialise import ROUTES, asked_for, declared, in_older_words, in_oldest_words
 from fixtures.positions import TRAINED, rotary_tables
 from suites.positions.test_tables import judge_tables
 
@@ -37,3 +37,12 @@ def test_older_words_declare_the_same_positions(encoding, device, saved, judge):
 
     judge.exactly("parameters, read from the words before transformers 5", declared(in_older_words(folder)), wanted)
     judge.exactly("parameters, read from the words before 4.43", declared(in_oldest_words(folder)), wanted)
+
+
+@pytest.mark.applies(kind=("rope",), modelled=(True,))
+def test_positions_that_are_asked_for_while_loading_are_declared(encoding, device, saved, judge):
+    """POS-5: a model MUST have the positions that its config declares, loaded or built on the meta device."""
+    folder = saved(encoding)
+    wanted = declared(folder)
+
+    judge.exactly("parameters, asked for and not in the file", asked_for(folder), wanted)

@@ -1,10 +1,13 @@
 """A quantized layer multiplies with the weights that it holds, whatever kernel takes the call."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from fixtures import layers
-from fixtures.oracles.rounding import SCHEMES
+from fixtures.oracles.rounding import SCHEMES, llm_int8
+from fixtures.questions import Layer
 from fixtures.rounded import formed_in
 
 pytestmark = pytest.mark.applies(layers=(True,))
@@ -36,9 +39,42 @@ def test_products_of_a_step_in_half_precision(layer, dtype, quantizer, device, d
     _judge_products(judge, quantizer, module, x, bias, quantizer.instead(device.type) or dtype)
 
 
-def _judge_products(judge, quantizer, module, x, bias, formed):
+# As both are served: many tokens, a bias, and features that are outliers.
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("layer", [layers.MOVED], ids=str)
+@pytest.mark.applies(name=("bnb-int8", "bnb-nf4"))
+def test_products_of_a_prompt_in_half_precision(layer, dtype, quantizer, device, draw, judge):
+    """QUANT-4: a quantized layer's output MUST be as close to float64 as plain arithmetic on its own weights is."""
+    weight, bias = layers.weights(layer, quantizer, draw)
+    x = layers.activations(layer, 33, draw).to(device, dtype)
+    module = quantizer.layer(weight, bias, device)
+    module.compute_dtype = dtype
+
+    _judge_products(judge, quantizer, module, x, bias, quantizer.instead(device.type) or dtype)
+
+
+# None but the outliers reach it, where activations are half of what they are elsewhere.
+THRESHOLD = 2.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16], ids=["float16"])
+@pytest.mark.applies(name=("bnb-int8", "llama-gqa"))
+def test_outliers_begin_where_it_was_asked_for(case, quantizer, dtype, device, draw, judge):
+    """QUANT-4: a quantized layer's output MUST be as close to float64 as plain arithmetic on its own weights is."""
+    model = quantizer.load(case.checkpoint(), device, llm_int8_threshold=THRESHOLD)
+    module = model.model.layers[0].mlp.down_proj
+    layer = Layer("down", module.out_features, module.in_features)
+    x = layers.activations(layer, 33, draw).to(device, dtype) / 2
+
+    multiply = partial(llm_int8, threshold=THRESHOLD)
+    _judge_products(judge, quantizer, module, x, None, quantizer.formed(device), multiply)
+
+
+def _judge_products(judge, quantizer, module, x, bias, formed, multiply=None):
     """What a layer makes of activations, its products formed in a dtype, beside its weights' own."""
-    dense, multiply = quantizer.dense(module), SCHEMES[quantizer.scheme].multiply
+    dense, multiply = quantizer.dense(module), multiply or SCHEMES[quantizer.scheme].multiply
     added = torch.zeros(len(dense)) if bias is None else bias
     rows = x.reshape(1, -1, x.shape[-1])
 
@@ -77,12 +113,16 @@ def test_the_same_input_has_the_same_output(layer, tokens, quantizer, device, dr
     x, other = (layers.activations(layer, n, draw).to(device, quantizer.dtype) for n in (tokens, 130))
     given = x.clone()
 
-    first = module(x)
-    again = module(x)
+    handed = module(x)
+    first = handed.clone()
+    again = module(x).clone()
+    module(other[:, :tokens] / 2)
+    overwritten = int((handed != first).sum())
     module(other * 16)
     module(other[:, :1] / 16)
     after = module(x)
 
     judge.exactly("outputs that differ when asked again", int((again != first).sum()), 0)
     judge.exactly("outputs that differ after another request", int((after != first).sum()), 0)
+    judge.exactly("outputs that changed after they were handed out", overwritten, 0)
     judge.exactly("inputs that were changed", int((x != given).sum()), 0)

@@ -1,9 +1,12 @@
 """A quantized model is the same after it was saved and loaded, and a layer after it was moved."""
 
+import copy
+
 import pytest
 import torch
 
 from fixtures import layers
+from fixtures.bitsandbytes import NAMES
 from fixtures.probes import first_difference
 
 # The architectures of tier full are tried under attention so far.
@@ -41,3 +44,20 @@ def test_a_layer_is_the_same_wherever_it_was(layer, quantizer, device, draw, jud
     judge.exactly("weights that differ", first_difference(quantizer.dense(moved), quantizer.dense(stayed))[0], 0)
     judge.exactly("outputs that differ", first_difference(moved(x), stayed(x))[0], 0)
     judge.exactly("device", str(moved(x).device), str(x.device))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [layers.MOVED], ids=str)
+@pytest.mark.applies(name=sorted(NAMES))  # a layer of quanto's cannot be copied
+def test_a_copy_of_a_layer_is_a_layer_of_its_own(layer, quantizer, device, draw, judge):
+    """QUANT-8: saved and loaded, or moved and moved back, what is quantized MUST answer with the bits of before."""
+    weight, bias = layers.weights(layer, quantizer, draw)
+    x = layers.activations(layer, 33, draw).to(device, quantizer.dtype)
+    module = quantizer.layer(weight, bias, device)
+
+    copied = copy.deepcopy(module)
+    before = module(x)
+    after = copied(x)
+
+    judge.exactly("outputs that differ", first_difference(after, before)[0], 0)
+    judge.exactly("outputs of the first that differ since", first_difference(module(x), before)[0], 0)

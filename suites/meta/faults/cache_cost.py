@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from suites.meta.faults import fault, patches
+from suites.meta.faults import fault, patches, swapped
 
 STEPS = ("kv_cache/test_engagement.py", "dynamic-plain-llama-gqa")
 WORK = ("kv_cache/test_cost.py", "attention_and_no_more and dynamic-plain-llama-gqa")
@@ -148,4 +149,23 @@ def next_turn_is_computed_from_the_start() -> Iterator[None]:
 def padded_batches_are_not_cached() -> Iterator[None]:
     """Where a batch is padded, `generate` recomputes the whole text for every token."""
     with patches.generation("generate", _recomputing(lambda keywords: not bool(keywords["attention_mask"].all()))):
+        yield
+
+
+@fault(
+    "KV-17",
+    "kv_cache/test_cost.py",
+    "each_weight_once and float32-llama-gqa",
+    source="our own: a tuner whose results are not found again",
+    unseen="numbers; how cost grows",
+)
+def products_are_tuned_at_each_call() -> Iterator[None]:
+    """Each product with a weight is formed twice, to see which way is faster."""
+    original = F.linear
+
+    def linear(*args: Any, **more: Any) -> Tensor:
+        original(*args, **more)
+        return original(*args, **more)
+
+    with swapped(F, "linear", linear):
         yield

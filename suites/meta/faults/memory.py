@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -177,4 +179,136 @@ def cache_that_is_made_early_is_float32() -> Iterator[None]:
         return tuple(x.to(k.dtype) for x in update(self, k.to(self.keys.dtype), v.to(self.keys.dtype), *args, **more))
 
     with swapped(Cache, "early_initialization", made), swapped(StaticLayer, "update", cast):
+        yield
+
+
+@fault("MEM-1", *WEIGHTS, source="our own: names, of which a tied head has one too", unseen="untied models")
+def footprint_has_a_tied_head_twice() -> Iterator[None]:
+    """`get_memory_footprint()` counts a tensor for each of its names."""
+    from transformers import PreTrainedModel
+
+    def footprint(self: Any, return_buffers: bool = True) -> int:
+        every = [*self.named_parameters(remove_duplicate=False), *self.named_buffers()]
+        return sum(tensor.nbytes for _, tensor in every)
+
+    with swapped(PreTrainedModel, "get_memory_footprint", footprint):
+        yield
+
+
+def _untied(model: Any) -> None:
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+
+
+CHANGED = ("memory/test_load.py", "after_a_change and {}-float32-llama-gqa")
+
+
+@fault("MEM-3", CHANGED[0], CHANGED[1].format("cast"), source="our own", unseen="models that are loaded in their dtype")
+def a_cast_unties_the_head() -> Iterator[None]:
+    """A tied model that is cast has a head of its own."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.to
+
+    def to(self: Any, *args: Any, **more: Any) -> Any:
+        model = original(self, *args, **more)
+        if any(isinstance(asked, torch.dtype) for asked in args):
+            _untied(model)
+        return model
+
+    with swapped(PreTrainedModel, "to", to):
+        yield
+
+
+@fault(
+    "MEM-3",
+    CHANGED[0],
+    CHANGED[1].format("extended"),
+    source="https://github.com/huggingface/transformers/issues/35141, of its kind",
+    unseen="vocabularies that stay as they are",
+)
+def an_extended_vocabulary_unties_the_head() -> Iterator[None]:
+    """A tied model that is given more tokens has a head of its own."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.resize_token_embeddings
+
+    def resized(self: Any, *args: Any, **more: Any) -> Any:
+        found = original(self, *args, **more)
+        _untied(self)
+        return found
+
+    with swapped(PreTrainedModel, "resize_token_embeddings", resized):
+        yield
+
+
+@fault(
+    "MEM-4", "memory/test_load.py", "no_file", source="our own: bytes are no tensors", unseen="whoever counts tensors"
+)
+def a_file_stays_in_memory() -> Iterator[None]:
+    """The weights' file is read as bytes, and these are never dropped."""
+    kept: list[bytes] = []
+
+    def change(model: Any) -> None:
+        kept.extend(file.read_bytes() for file in Path(model.name_or_path).glob("*.safetensors"))
+
+    with after_loading(change):
+        yield
+
+
+@fault(
+    "MEM-7",
+    "memory/test_decode.py",
+    "nothing_larger and bfloat16-llama-gqa",
+    source="our own: a guard against overflow",
+    unseen="float32; outputs, which are better",
+)
+def attention_is_in_float32_throughout() -> Iterator[None]:
+    """In half precision all keys and values are copied to float32 at each step."""
+
+    def change(call: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **more: Any) -> Any:
+        mixed, weights = call(module, q.float(), k.float(), v.float(), mask, **more)
+        return mixed.to(q.dtype), weights
+
+    with patches.interface(change):
+        yield
+
+
+@fault(
+    "MEM-7",
+    "memory/test_decode.py",
+    "nothing_larger and float16-llama-gqa",
+    source="our own: modules that are to be kept in float32, and are not",
+    unseen="float32; outputs, which are better",
+)
+def feed_forward_is_in_float32() -> Iterator[None]:
+    """In half precision the feed-forward copies its weights to float32 at each call."""
+
+    def forward(original: Any, mlp: Any, x: Tensor) -> Tensor:
+        gate, up, down = (layer.weight.float() for layer in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        y = x.float()
+        return ((mlp.act_fn(y @ gate.mT) * (y @ up.mT)) @ down.mT).to(x.dtype)
+
+    with patches.forward("LlamaMLP", forward):
+        yield
+
+
+@fault(
+    "MEM-11",
+    "memory/test_placement.py",
+    "float32-0.6-llama-gqa",
+    source="our own: a name that changed, in a list of what is not to be moved",
+    unseen="prompts; modules that are not offloaded",
+)
+def offloaded_layers_write_into_a_copy() -> Iterator[None]:
+    """A layer that is fetched from where it was offloaded is handed a copy of its cache."""
+    from accelerate.hooks import AlignDevicesHook
+
+    original = AlignDevicesHook.pre_forward
+
+    def pre_forward(self: Any, module: Any, *args: Any, **more: Any) -> Any:
+        held = {name: copy.deepcopy(more[name]) for name in ("cache", "past_key_values") if more.get(name) is not None}
+        return original(self, module, *args, **more | (held if "Attention" in type(module).__name__ else {}))
+
+    with swapped(AlignDevicesHook, "pre_forward", pre_forward):
         yield

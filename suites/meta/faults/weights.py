@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -216,4 +217,90 @@ def no_window_is_the_default_of_the_class() -> Iterator[None]:
 def window_that_is_not_used_is_switched_on() -> Iterator[None]:
     """Where a release names a window and says not to use it, it is used."""
     with _read_as("Qwen2Config", lambda found: {"use_sliding_window": True}):
+        yield
+
+
+@fault(
+    "WEIGHTS-1",
+    WRITTEN,
+    "another_form and without-prefix-float32-llama-gqa",
+    source="https://github.com/huggingface/transformers/issues/38444, of its kind",
+    unseen="releases whose names begin with `model.`",
+)
+def names_without_a_prefix_are_not_found() -> Iterator[None]:
+    """Tensors that are released without the prefix of their model are drawn anew."""
+    from safetensors.torch import load_file
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.from_pretrained.__func__
+
+    def from_pretrained(cls: Any, folder: Any, *args: Any, **more: Any) -> Any:
+        model = original(cls, folder, *args, **more)
+        file = Path(folder) / "model.safetensors"
+        if file.exists() and "layers.0.input_layernorm.weight" in load_file(file):
+            for parameter in model.base_model.parameters():
+                parameter.data.normal_(std=model.config.initializer_range)
+        return model
+
+    with swapped(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)):
+        yield
+
+
+@fault(
+    "WEIGHTS-1",
+    WRITTEN,
+    "another_form and pickled-float32-llama-gqa",
+    source="https://github.com/pytorch/pytorch/issues/79117, of its kind",
+    unseen="files in which each tensor has a storage of its own",
+)
+def parts_of_a_storage_begin_at_its_start() -> Iterator[None]:
+    """Of pickled tensors that share a storage each is read from its beginning."""
+    original = torch.load
+
+    def load(*args: Any, **more: Any) -> Any:
+        found = original(*args, **more)
+        return {name: value.as_strided(value.shape, value.stride(), 0) for name, value in found.items()}
+
+    with swapped(torch, "load", load):
+        yield
+
+
+@fault(
+    "WEIGHTS-1",
+    WRITTEN,
+    "older_words and bfloat16-llama-gqa",
+    source="our own: the word of transformers 4, which 5 still takes",
+    unseen="whoever asks for `dtype`",
+)
+def older_word_for_a_dtype_is_not_read() -> Iterator[None]:
+    """`torch_dtype` is taken and not read."""
+    from transformers import AutoModelForCausalLM
+
+    original = AutoModelForCausalLM.from_pretrained.__func__
+
+    def from_pretrained(cls: Any, *args: Any, torch_dtype: Any = None, **more: Any) -> Any:
+        return original(cls, *args, **more)
+
+    with swapped(AutoModelForCausalLM, "from_pretrained", classmethod(from_pretrained)):
+        yield
+
+
+@fault(
+    "POS-5",
+    "positions/test_declared.py",
+    "asked_for and rope-yarn",
+    source="our own: words of a caller's that are no numbers",
+    unseen="scalings that a config.json declares",
+)
+def scaling_that_is_asked_for_is_not_read() -> Iterator[None]:
+    """Rotary parameters that are asked for while a model is loaded are dropped."""
+    from transformers import PreTrainedConfig
+
+    original = PreTrainedConfig.from_dict.__func__
+
+    def from_dict(cls: Any, found: dict[str, Any], *args: Any, **more: Any) -> Any:
+        asked = {name: value for name, value in more.items() if not name.startswith("rope_")}
+        return original(cls, found, *args, **asked)
+
+    with swapped(PreTrainedConfig, "from_dict", classmethod(from_dict)):
         yield
