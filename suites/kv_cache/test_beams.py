@@ -44,16 +44,17 @@ def test_cache_follows_the_beams(case, kv_cache, dtype, usage, device, model, ma
 @pytest.mark.applies(real=(False,), tier=("standard",))
 def test_beam_search_finds_what_recomputing_finds(case, kv_cache, dtype, usage, device, model, make_ids, truth, judge):
     """KV-9: beam search on a cache MUST find the sequence that a search finds which recomputes all, ties aside."""
-    beams, count, (longer, shorter) = 3, 8, make_ids(batch=2, length=21)
+    beams, answers, count, (longer, shorter) = 3, 2, 8, make_ids(batch=2, length=21)
     prompts = [longer, shorter[:14]]
     ids, real = padded_left(prompts)
     how = using(model, kv_cache, 21 + count, rows=len(prompts) * beams)
 
-    found = generated(model, ids, count, real, num_beams=beams, **how)
+    found = generated(model, ids, count, real, num_beams=beams, num_return_sequences=answers, **how)
 
-    for prompt, tokens in zip(prompts, found, strict=True):
-        wanted = beam_search(follower(truth, model, torch.float64), prompt, beams, count)
-        judge.sequence(tokens.tolist(), wanted.ids[len(prompt) :].tolist(), margin=wanted.gap, dtype=dtype)
+    for prompt, rows in zip(prompts, found.view(len(prompts), answers, count), strict=True):
+        wanted = beam_search(follower(truth, model, torch.float64), prompt, beams, count, answers=answers)
+        for tokens, best in zip(rows.tolist(), wanted.best, strict=True):
+            judge.sequence(tokens, best[len(prompt) :].tolist(), margin=wanted.gap, dtype=dtype)
 
 
 # One token in four ends an answer, so that hypotheses of many lengths are ranked; which one wins, several prompts tell.
@@ -78,31 +79,32 @@ def test_beams_that_end_are_ranked_as_recomputing_ranks(
     for prompt, tokens in zip(prompts, found, strict=True):
         wanted = beam_search(follower(truth, model, torch.float64), prompt, beams, count, ENDS)
         judge.evidence.setdefault("lengths", []).append(wanted.lengths)
-        best = wanted.ids[len(prompt) :].tolist()
+        best = wanted.best[0][len(prompt) :].tolist()
         judge.sequence(until(tokens.tolist(), ENDS), best, margin=wanted.gap, dtype=dtype)
 
 
 # A search that gives up misses longer hypotheses, which this penalty favours: two rows in three would find others.
-GIVES_UP = {"early_stopping": False, "length_penalty": 2.0}
+GIVES_UP = {"several": False, "at-once": True}
 
 
 @torch.no_grad()
 @DTYPES
-@pytest.mark.parametrize("lengths", [LENGTHS], ids=["several"])
+@pytest.mark.parametrize("early", GIVES_UP.values(), ids=GIVES_UP)
 @pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama",))
-def test_a_row_gives_up_by_itself(case, dtype, lengths, device, model, make_ids, truth, judge):
+def test_a_row_gives_up_by_itself(case, dtype, early, device, model, make_ids, truth, judge):
     """KV-9: beam search on a cache MUST find the sequence that a search finds which recomputes all, ties aside."""
-    beams, count, ends = 2, 8, list(range(0, VOCABULARY, 2))
-    prompts = [row[:n] for row, n in zip(make_ids(len(lengths), max(lengths)), lengths, strict=True)]
+    beams, count, ends, penalty = 2, 8, list(range(0, VOCABULARY, 2)), 2.0
+    prompts = [row[:n] for row, n in zip(make_ids(len(LENGTHS), max(LENGTHS)), LENGTHS, strict=True)]
     ids, real = padded_left(prompts)
+    how = {"early_stopping": early, "length_penalty": penalty}
 
-    found = generated(model, ids, count, real, num_beams=beams, eos_token_id=ends, **GIVES_UP)
+    found = generated(model, ids, count, real, num_beams=beams, eos_token_id=ends, **how)
 
     follow = follower(truth, model, torch.float64)
     for prompt, tokens in zip(prompts, found, strict=True):
-        wanted = beam_search(follow, prompt, beams, count, ends, penalty=GIVES_UP["length_penalty"], gives_up=True)
+        wanted = beam_search(follow, prompt, beams, count, ends, penalty=penalty, early_stopping=early)
         judge.evidence.setdefault("lengths", []).append(wanted.lengths)
-        best = wanted.ids[len(prompt) :].tolist()
+        best = wanted.best[0][len(prompt) :].tolist()
         judge.sequence(until(tokens.tolist(), ends), best, margin=wanted.gap, dtype=dtype)
 
 

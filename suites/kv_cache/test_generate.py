@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fixtures.decoding import handing, padded_left
-from fixtures.generation import Stream, drafting, generated, loop, saying, scored, until, using
+from fixtures.generation import Ending, Stream, drafting, generated, loop, saying, scored, until, using
 from fixtures.models import VOCABULARY
 from fixtures.questions import Usage
 
@@ -98,6 +98,52 @@ def test_an_answer_ends_with_its_end(case, kv_cache, dtype, device, model, make_
         judge.exactly(f"{what}: an answer is cut", str(ended[0] == free[0]), "False")
 
 
+# What a caller's criteria say of each row, a length that counts the prompt, and two rows of which the first ends early.
+CUT = {
+    "criterion": (lambda: {"stopping_criteria": Ending([PROMPT + 3, PROMPT + 6]).listed()}, [3, 6]),
+    "max-length": (lambda: {"max_new_tokens": None, "max_length": PROMPT + 4}, [4, 4]),
+    "both": (lambda: {"stopping_criteria": Ending([PROMPT + 3, torch.inf]).listed(), "max_new_tokens": 5}, [3, 5]),
+}
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("cut", CUT)
+@pytest.mark.applies(architecture=("llama",), real=(False,), tier=("standard",))
+def test_an_answer_ends_as_its_request_says(case, dtype, cut, device, model, make_ids, judge):
+    """KV-24: an answer MUST end with the token that ends it, and other rows MUST go on as they do without an end."""
+    ask, lengths = CUT[cut]
+    longer, shorter = make_ids(batch=2, length=PROMPT)
+    ids, real = padded_left([longer, shorter[:14]])
+    free = generated(model, ids, COUNT, real).tolist()
+    pad = min(set(range(2 * COUNT + 1)).difference(*free))
+
+    found = generated(model, ids, COUNT, real, pad_token_id=pad, **ask()).tolist()
+
+    wanted = [row[:length] + [pad] * (max(lengths) - length) for row, length in zip(free, lengths, strict=True)]
+    judge.exactly("answers", str(found), str(wanted), detail=f"those of {COUNT} tokens are {free}")
+
+
+# Seconds, and how long a caller's criterion takes at each step: however fast the rest is, they are not enough for all.
+TIME, STEP = 0.12, 0.05
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("seconds", [TIME])
+@pytest.mark.applies(architecture=("llama",), real=(False,), tier=("standard",))
+def test_an_answer_ends_in_its_time(case, dtype, seconds, device, model, make_ids, judge):
+    """KV-24: an answer MUST end with the token that ends it, and other rows MUST go on as they do without an end."""
+    prompt = make_ids(batch=1, length=PROMPT)
+    free = generated(model, prompt, COUNT)[0].tolist()
+
+    slow = Ending([torch.inf], wait=STEP).listed()
+    found = generated(model, prompt, COUNT, max_time=seconds, stopping_criteria=slow)[0].tolist()
+
+    judge.between("tokens", len(found), 1, COUNT - 1, detail=f"each takes {STEP} s at least")
+    judge.exactly("answer", str(found), str(free[: len(found)]))
+
+
 # A stop string begins and ends inside a token or inside of two, and its characters may be of several; it stands in the
 # prompts, where it ends nothing, and the last answer has its beginning alone.
 STOPS = {
@@ -135,6 +181,26 @@ def test_an_answer_ends_with_a_stop_string(case, dtype, stops, device, model, to
     padded = [tokens + [0] * (length - len(tokens)) for tokens in wanted]
     due = f"stop strings {strings}; due are {[tokenizer.decode(tokens) for tokens in wanted]}"
     judge.exactly("answers", str(found), str(padded), detail=due)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("stop", ["ernation"])
+@pytest.mark.applies(real=(True,), tier=("standard",))
+def test_an_end_beside_a_stop_string(case, dtype, stop, device, model, tokenizer, judge):
+    """KV-24: an answer MUST end with the token that ends it, and other rows MUST go on as they do without an end."""
+    said = ["An international affair", "The tale goes on"]
+    spelled = [tokenizer(text, add_special_tokens=False).input_ids for text in said]
+    prompts = tokenizer(["Once upon a time"] * len(said), return_tensors="pt").input_ids.to(device)
+    until_stop, end = _stopped(tokenizer, spelled[0], [stop]), spelled[1][1]
+    wanted = [spelled[0][:until_stop], until(spelled[1], [end])]
+
+    forced = saying(spelled, prompts.shape[1])
+    how = {"stop_strings": stop, "tokenizer": tokenizer, "eos_token_id": end}
+    found = generated(model, prompts, min(map(len, spelled)), **how, **forced).tolist()
+
+    padded = [tokens + [0] * (max(map(len, wanted)) - len(tokens)) for tokens in wanted]
+    judge.exactly("answers", str(found), str(padded), detail=f"the stop string is {stop!r}, the end token {end}")
 
 
 def _stopped(tokenizer, answer, strings):
@@ -175,8 +241,11 @@ def test_prompts_of_embeddings(case, dtype, given, device, model, make_ids, trut
     prompts = [longer, shorter[:14]]
     padded, real = padded_left(prompts)
 
-    found = generated(model, padded, COUNT, real, inputs_embeds=model.get_input_embeddings()(padded))
+    embedded = model.get_input_embeddings()(padded)
+    found = generated(model, padded, COUNT, real, inputs_embeds=embedded)
+    alone = generated(model, padded[:, :0], COUNT, real, inputs_embeds=embedded)
 
+    judge.exactly("answers to embeddings alone", str(alone.tolist()), str(found.tolist()))
     for prompt, tokens in zip(prompts, found, strict=True):
         _judge_answer(judge, truth, model, prompt, tokens, dtype, f"a prompt of {len(prompt)}")
 

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import pytest
 import torch
 
 from fixtures.conventions import generation, several
-from fixtures.generation import generated, until
+from fixtures.generation import Ending, generated, until
 from fixtures.models import from_folder
+from fixtures.oracles.sampling import Sampling, misjudged
 
 FLOAT32 = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 SMALL = pytest.mark.applies(real=(False,), saved=(True,), tier=("standard",))
@@ -92,6 +94,52 @@ def test_an_answer_is_drawn_as_the_release_says(case, dtype, device, model, make
     for what, said in {"suppress_tokens": first[:1], "bad_words_ids": [first[:1]]}.items():
         found = _answer(_saying(case, tmp_path / what, {"max_new_tokens": COUNT, what: said}), prompt, dtype)
         judge.exactly(f"{what}: comes all the same", first[0] in found, False)
+
+
+# What a release says, and what a request may say instead: what `generate` would go by if nobody said anything.
+RELEASED = Sampling(temperature=3.0, top_k=7, top_p=0.8, repetition_penalty=1.6)
+DEFAULTS = Sampling(temperature=1.0, top_k=50, top_p=1.0, repetition_penalty=1.0)
+NAMES = ("temperature", "top_k", "top_p", "repetition_penalty")
+
+
+@torch.no_grad()
+@FLOAT32
+@SMALL
+@pytest.mark.applies(architecture=("llama",))
+def test_a_request_has_what_it_says_and_the_rest_of_its_release(case, dtype, device, make_ids, tmp_path, judge):
+    """WEIGHTS-2: `generate` MUST go by the release: where answers end, how long they are, how they are sampled."""
+    from transformers import GenerationConfig
+
+    prompts = make_ids(batch=2, length=PROMPT)
+    released, defaults = ({name: getattr(said, name) for name in NAMES} for said in (RELEASED, DEFAULTS))
+    said = {"do_sample": True, "max_new_tokens": COUNT, "eos_token_id": [1], "pad_token_id": 2, **released}
+    model = from_folder(_saying(case, tmp_path, said), dtype, device)
+    told = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
+    short = told | {"max_new_tokens": 5}
+
+    def ask(**asked):
+        return model.generate(prompts, attention_mask=torch.ones_like(prompts), **asked)
+
+    breaks = {"temperature": 0.1, "top_k": 3, "stopping_criteria": Ending([], breaks=True).listed()}
+    with suppress(ConnectionError):
+        judge.exactly("a request that fails", str(ask(**breaks, **told)), "ConnectionError")
+    for what, asked, due in (
+        ("after a request that failed, one that says nothing", told, RELEASED),
+        ("a request for what are the library's defaults", told | defaults, DEFAULTS),
+        ("a request by a config that names its length", {"generation_config": GenerationConfig(**short)}, RELEASED),
+    ):
+        _drawn_by(judge, ask(**asked), due, what)
+    several = ask(num_return_sequences=3)
+    wanted = prompts.repeat_interleave(3, 0)
+    judge.exactly("several answers lie beside their prompt", str(several[:, :PROMPT].tolist()), str(wanted.tolist()))
+
+
+def _drawn_by(judge, found, due, what):
+    """Scores are what `due` makes of logits, after each beginning of what was said."""
+    steps = enumerate(zip(found.logits, found.scores, strict=True), PROMPT)
+    wrong, off = map(sum, zip(*(misjudged(*step, found.sequences[:, :n], due) for n, step in steps), strict=True))
+    judge.exactly(f"{what}: tokens left in or out in error", wrong, 0)
+    judge.exactly(f"{what}: scores that are off by more than rounding", off, 0)
 
 
 def _answer(folder, prompt, dtype, sample=None):
