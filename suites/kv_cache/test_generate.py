@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fixtures.decoding import handing, padded_left
-from fixtures.generation import Ending, Stream, drafting, generated, loop, saying, scored, until, using
+from fixtures.generation import Ending, Stream, drafting, generated, loop, piped, saying, scored, until, using
 from fixtures.models import VOCABULARY
 from fixtures.questions import Usage
+from fixtures.tokenizing import ANSWER, ENDED, TURN, numbered
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 # Long enough that windows are left behind, and no token of a trained model is a tie by construction.
@@ -66,10 +67,14 @@ LONG = [(length, torch.bfloat16 if length > 250 else torch.float32) for length i
 @pytest.mark.applies(real=(False,), tier=("standard",))
 def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, model, make_ids, truth, judge):
     """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
-    prompt, stream = make_ids(batch=1, length=length), Stream()
+    prompt, stream, there = make_ids(batch=1, length=length), Stream(), []
 
-    tokens = generated(model, prompt, COUNT, streamer=stream, **using(model, kv_cache, length + COUNT))
+    with model.register_forward_pre_hook(lambda *_: there.append(len(stream.tokens))):
+        tokens = generated(model, prompt, COUNT, streamer=stream, **using(model, kv_cache, length + COUNT))
 
+    # A token may be on its way while the next is computed, so that nobody has to wait for it.
+    late = [step for step, streamed in enumerate(there) if streamed < length + step - 1]
+    judge.exactly("steps at which an older token than the last was not yet streamed", str(late), "[]")
     judge.exactly("tokens streamed", str(stream.tokens), str([*prompt[0].tolist(), *tokens[0].tolist()]))
     judge.exactly("ends of the stream", stream.ends, 1)
     _judge_answer(judge, truth, model, prompt[0], tokens[0], dtype, f"after {length}")
@@ -248,6 +253,26 @@ def test_prompts_of_embeddings(case, dtype, given, device, model, make_ids, trut
     judge.exactly("answers to embeddings alone", str(alone.tolist()), str(found.tolist()))
     for prompt, tokens in zip(prompts, found, strict=True):
         _judge_answer(judge, truth, model, prompt, tokens, dtype, f"a prompt of {len(prompt)}")
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("asked", ["texts", "chats"])
+@pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama",))
+def test_a_pipeline_of_a_batch(case, dtype, asked, device, model, make_ids, truth, judge):
+    """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
+    longer, shorter = make_ids(batch=2, length=PROMPT).tolist()
+    prompts = [longer, shorter[:14]]
+    texts = [" ".join(map(str, prompt)) for prompt in prompts]
+    chats = [[{"role": "user", "content": text}] for text in texts]
+    written = {"texts": prompts, "chats": [[TURN, *prompt, ENDED, ANSWER] for prompt in prompts]}[asked]
+
+    how = {"max_new_tokens": COUNT, "do_sample": False, "eos_token_id": -1}
+    found = piped(model, numbered(VOCABULARY), {"texts": texts, "chats": chats}[asked], **how)
+
+    for prompt, whole in zip(written, torch.tensor(found, device=device), strict=True):
+        start = torch.tensor(prompt, device=device)
+        _judge_answer(judge, truth, model, start, whole[-COUNT:], dtype, f"a prompt of {len(prompt)}")
 
 
 @torch.no_grad()

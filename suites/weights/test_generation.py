@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fixtures.conventions import generation, several
-from fixtures.generation import Ending, generated, until
-from fixtures.models import from_folder
+from fixtures.generation import Ending, generated, piped, until
+from fixtures.models import VOCABULARY, from_folder
 from fixtures.oracles.sampling import Sampling, misjudged
+from fixtures.tokenizing import numbered
 
 FLOAT32 = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 SMALL = pytest.mark.applies(real=(False,), saved=(True,), tier=("standard",))
@@ -140,6 +141,26 @@ def _drawn_by(judge, found, due, what):
     wrong, off = map(sum, zip(*(misjudged(*step, found.sequences[:, :n], due) for n, step in steps), strict=True))
     judge.exactly(f"{what}: tokens left in or out in error", wrong, 0)
     judge.exactly(f"{what}: scores that are off by more than rounding", off, 0)
+
+
+@torch.no_grad()
+@FLOAT32
+@SMALL
+@pytest.mark.parametrize("asked", ["pipeline"])
+@pytest.mark.applies(architecture=("llama",))
+def test_a_pipeline_answers_as_the_release_says(case, dtype, asked, device, model, make_ids, tmp_path, judge):
+    """WEIGHTS-2: `generate` MUST go by the release: where answers end, how long they are, how they are sampled."""
+    prompt = make_ids(batch=1, length=PROMPT)
+    first = generated(model, prompt, COUNT)[0].tolist()
+    unused = min(set(range(COUNT + 1)).difference(first))
+    text = " ".join(map(str, prompt[0].tolist()))
+
+    told = {"how it is drawn": HOT | FIRST["top_k"], "that it is not drawn": {"do_sample": False}}
+    for what, said in {**told, "where it ends": {"do_sample": False, "eos_token_id": [first[3]]}}.items():
+        folder = _saying(case, tmp_path / what, {"eos_token_id": [unused], "max_new_tokens": COUNT} | said)
+        (found,) = piped(from_folder(folder, dtype, device), numbered(VOCABULARY), [text])
+        wanted = until(first, said.get("eos_token_id", []))
+        judge.exactly(what, str(found[PROMPT:]), str(wanted), detail=f"the release says {said}")
 
 
 def _answer(folder, prompt, dtype, sample=None):

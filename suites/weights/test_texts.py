@@ -1,12 +1,13 @@
 """A text is asked about in the tokens that were released, begun as they were in training, and ended."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 
 from fixtures import conventions, text
-from fixtures.tokenizing import streamed
+from fixtures.tokenizing import padding, streamed, streamed_to_a_loop
 
 pytestmark = pytest.mark.applies(real=(True,))
 
@@ -23,6 +24,12 @@ OTHERS = [
 
 # Where families of tokenizers part: signs before a line's end or a name, several digits, a number on a new line.
 CODE = ["def f(self):\n\treturn self._name[12345], f(x);\n\n2. It's so:\r\n    (x)\n"]
+# A step of speculation hands on several tokens.
+STREAMS = {
+    "a token at a time": streamed,
+    "three at a time": partial(streamed, at_once=3),
+    "to an event loop": streamed_to_a_loop,
+}
 CUT = {"words": lambda said: re.sub(r"\d", "", said), "numbers": lambda said: said}
 
 
@@ -89,16 +96,69 @@ def test_tokens_are_read_as_the_text_that_they_are(case, tokenizer, judge):
     judge.exactly("a text that was read otherwise", next(filter(None, parted), "none"), "none")
 
 
+def test_answers_are_read_with_what_ends_them_or_without(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    released = case.files()
+    ends = sorted(conventions.ends(released) & conventions.unspoken(released))
+    answers = [tokenizer(said, add_special_tokens=False).input_ids + ends for said in [" Paris, he said.", *OTHERS]]
+
+    for special in (False, True):
+        how = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
+        wanted = [conventions.read(released, ids, special) for ids in answers]
+        for what, found in {
+            "alone": [tokenizer.decode(ids, **how) for ids in answers],
+            "in a batch": tokenizer.batch_decode(answers, **how),
+        }.items():
+            parted = next(filter(None, map(conventions.parting, found, wanted)), "none")
+            judge.exactly(f"an answer read {what}, {'with' if special else 'without'} its end", parted, "none")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_of_a_batch_are_what_they_are_alone(case, side, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    own = padding(tokenizer)
+    # What pads may also end turns, and then it is in the texts.
+    texts = ["  return x ", *OTHERS, f"so{own.pad_token}it{own.pad_token}"]
+    alone = [own(said).input_ids for said in texts]
+    longest = max(map(len, alone))
+
+    found = own(texts, padding=True, padding_side=side, return_tensors="pt")
+
+    def wanted(rows, fill):
+        filling = [[fill] * (longest - len(row)) for row in rows]
+        return [f + row if side == "left" else row + f for row, f in zip(rows, filling, strict=True)]
+
+    masks = wanted([[1] * len(row) for row in alone], 0)
+    judge.exactly("tokens", str(found.input_ids.tolist()), str(wanted(alone, own.pad_token_id)))
+    judge.exactly("what the mask shows", str(found.attention_mask.tolist()), str(masks))
+
+
+def test_a_text_is_cut_where_a_request_says_so(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    own, said = padding(tokenizer), "An old text, and an older one, and the question?"
+    whole = tokenizer(said, add_special_tokens=False).input_ids
+
+    for side, wanted in {"left": whole[-4:], "right": whole[:4]}.items():
+        own.truncation_side = side
+        found = own(said, truncation=True, max_length=4, add_special_tokens=False).input_ids
+        judge.exactly(f"four tokens, cut on the {side}", str(found), str(wanted))
+        own(said, padding="max_length", max_length=len(whole) + 4)
+        found = own(said, add_special_tokens=False).input_ids
+        judge.exactly("a request after it, neither cut nor padded", str(found), str(whole))
+
+
 def test_tokens_are_streamed_as_the_text_that_they_are(case, tokenizer, judge):
     """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
     how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     tokens = [tokenizer(said, add_special_tokens=False).input_ids for said in [*OTHERS, *CODE]]
 
-    found = [streamed(tokenizer, ids, **how) for ids in tokens]
+    found = {way: [stream(tokenizer, ids, **how) for ids in tokens] for way, stream in STREAMS.items()}
 
-    parted = map(conventions.parting, found, (tokenizer.decode(ids, **how) for ids in tokens))
+    wanted = [tokenizer.decode(ids, **how) for ids in tokens]
     judge.evidence["documents"] = len(tokens)
-    judge.exactly("a text that was streamed otherwise", next(filter(None, parted), "none"), "none")
+    for way, texts in found.items():
+        parted = next(filter(None, map(conventions.parting, texts, wanted)), "none")
+        judge.exactly(f"a text that was streamed otherwise, {way}", parted, "none")
 
 
 @pytest.mark.applies(gguf=(True,))
@@ -140,3 +200,11 @@ def test_a_chat_is_written_as_the_release_says(case, tokenizer, judge):
     other = [f"{what}: {found}" for what, pair in chats.items() if (found := conventions.parting(*pair))]
     judge.evidence["chats"] = len(chats)
     judge.exactly("a chat that was written otherwise", next(iter(other), "none"), "none")
+
+
+def test_a_template_is_told_what_is_asked(case, tokenizer, judge):
+    """WEIGHTS-3: a text MUST become its release's tokens, begun once, as it says, and a turn's end MUST end answers."""
+    chats = conventions.told(tokenizer)
+
+    other = [f"{what}: {found}" for what, pair in chats.items() if (found := conventions.parting(*pair))]
+    judge.exactly("what a template was not told", next(iter(other), "none"), "none")

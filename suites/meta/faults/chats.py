@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +14,8 @@ Request = tuple[list[Any], dict[str, Any]]
 WRITTEN = ("weights/test_texts.py", "chat_is_written and served")
 TOKENS = ("weights/test_texts.py", "becomes and served")
 SPECIAL = ("weights/test_texts.py", "special and served")
+TOLD = ("weights/test_texts.py", "template_is_told and served")
+BEGUN = ("weights/test_texts.py", "chat_is_begun and served")
 READ = ("weights/test_texts.py", "are_read and served")
 CUT = ("weights/test_texts.py", "is_cut and words and served")
 
@@ -165,4 +168,79 @@ def answers_are_cleaned_up() -> Iterator[None]:
         return found
 
     with swapped(PreTrainedTokenizerBase, "decode", decode):
+        yield
+
+
+def _rewritten(change: Callable[[Any], Any]) -> AbstractContextManager[None]:
+    """Patch what is said in a chat. change(a message's content) -> what its template is given."""
+    return _asked(lambda chat, said: ([m | {"content": change(m["content"])} for m in chat], said))
+
+
+@fault("WEIGHTS-3", *WRITTEN, source="our own: a template engine that escapes", unseen="texts without < > & and quotes")
+def what_is_said_is_escaped_as_for_a_page() -> Iterator[None]:
+    """A sign that means something in HTML becomes its name: a model reads `a &lt; b`."""
+    with _rewritten(lambda content: html.escape(content) if isinstance(content, str) else content):
+        yield
+
+
+@fault(
+    "WEIGHTS-3",
+    *WRITTEN,
+    source="https://github.com/SillyTavern/SillyTavern/issues/4611",
+    unseen="texts that begin and end with a letter",
+)
+def what_is_said_is_trimmed() -> Iterator[None]:
+    """Blanks and line ends before and behind what is said are taken away: a program's first line loses its indent."""
+    with _rewritten(lambda content: content.strip() if isinstance(content, str) else content):
+        yield
+
+
+@fault("WEIGHTS-3", *WRITTEN, source="our own: a context that a front-end manages", unseen="chats of five messages")
+def of_a_chat_the_last_messages_are_kept() -> Iterator[None]:
+    """What was said more than five messages ago is gone, however short it was."""
+    with _asked(lambda chat, said: (chat[-5:], said)):
+        yield
+
+
+@fault(
+    "WEIGHTS-3",
+    *WRITTEN,
+    source="https://github.com/huggingface/transformers/issues/46326",
+    unseen="chats that end with a question",
+)
+def an_answer_that_is_begun_is_ended() -> Iterator[None]:
+    """continue_final_message is not passed on: what a client began is a turn of its own."""
+    with _asked(lambda chat, said: (chat, said | {"continue_final_message": False})):
+        yield
+
+
+@fault(
+    "WEIGHTS-3",
+    *TOLD,
+    source="https://github.com/Blaizzy/mlx-vlm/pull/1137, before it",
+    unseen="content of one part, or of none",
+)
+def of_several_parts_the_last_is_read() -> Iterator[None]:
+    """Content that comes in parts is its last one."""
+    with _rewritten(lambda content: content if isinstance(content, str) else content[-1:]):
+        yield
+
+
+@fault(
+    "WEIGHTS-3",
+    *TOLD,
+    source="https://github.com/raullenchai/Rapid-MLX/pull/389, before it",
+    unseen="requests that ask for neither",
+)
+def tools_and_words_of_a_template_are_dropped() -> Iterator[None]:
+    """A template learns of no tool, no document, and not that it is to begin no thinking."""
+    known = {"tokenize", "return_dict", "chat_template", "add_generation_prompt", "continue_final_message"}
+    with _asked(lambda chat, said: (chat, {name: value for name, value in said.items() if name in known})):
+        yield
+
+
+@fault("WEIGHTS-3", *BEGUN, source="our own: one of a tokenizer's two ways", unseen="chats that are written as text")
+def an_answer_is_begun_in_text_alone() -> Iterator[None]:
+    """add_generation_prompt is lost where tokens are asked for."""
+    with _asked(lambda chat, said: (chat, said | {"add_generation_prompt": False} if said["tokenize"] else said)):
         yield
