@@ -94,7 +94,7 @@ def test_scores_of_beams_are_log_probabilities(case, beams, dtype, device, model
 @pytest.mark.applies(real=(True,), tier=("standard",))
 def test_scores_of_a_whole_vocabulary_are_what_was_asked(case, dtype, asked, device, model, judge):
     """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
-    prompts = torch.linspace(0, model.config.vocab_size - 1, TEXT, device=device).long()[None]
+    prompts = torch.linspace(0, model.config.get_text_config().vocab_size - 1, TEXT, device=device).long()[None]
 
     _judge_scores(judge, asked, [(prompts, *scored(model, prompts, 1, do_sample=True, **asked.request()))])
 
