@@ -1,13 +1,11 @@
 """What `generate` draws has the distribution that its settings make of golden logits."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from fixtures.decoding import padded_left
-from fixtures.generation import drafting, generated, scored
-from fixtures.oracles.sampling import Sampling, misjudged, probabilities
+from fixtures.generation import drafting, generated, scored, seeded
+from fixtures.oracles.sampling import ROUNDINGS, Sampling, misjudged, probabilities
 from fixtures.questions import Traffic
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -75,12 +73,28 @@ def test_scores_of_padded_rows_are_what_was_asked(case, dtype, lengths, asked, d
 
 
 @torch.no_grad()
+@CORE
+@LLAMA
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=["bfloat16"])
+@pytest.mark.parametrize("beams", [3])
+def test_scores_of_beams_are_log_probabilities(case, beams, dtype, device, model, make_ids, judge):
+    """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
+    prompts = make_ids(batch=PROMPTS, length=LENGTH)
+
+    answers, logits, scores = scored(model, prompts, COUNT, num_beams=beams, num_return_sequences=beams)
+
+    _judge_scores(judge, Sampling(), [(prompts.repeat_interleave(beams, 0), answers, logits, scores)])
+    sums, bound = scores.double().logsumexp(-1).flatten(), ROUNDINGS * float(scores.abs().max())
+    judge.between("logarithm of the sum that is furthest from 1", float(sums[sums.abs().argmax()]), -bound, bound)
+
+
+@torch.no_grad()
 @DTYPES
 @pytest.mark.parametrize("asked", [ASKED["repetition"]], ids=["repetition"])
 @pytest.mark.applies(real=(True,), tier=("standard",))
 def test_scores_of_a_whole_vocabulary_are_what_was_asked(case, dtype, asked, device, model, judge):
     """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
-    prompts = torch.linspace(0, model.config.vocab_size - 1, TEXT, device=device).long()[None]
+    prompts = torch.linspace(0, model.config.get_text_config().vocab_size - 1, TEXT, device=device).long()[None]
 
     _judge_scores(judge, asked, [(prompts, *scored(model, prompts, 1, do_sample=True, **asked.request()))])
 
@@ -95,7 +109,7 @@ def test_rows_are_drawn_by_themselves(case, dtype, asked, copies, device, model,
     given, how = drawn.repeat_interleave(copies, 0), asked.request() | {"num_return_sequences": each // copies}
     prompts = drawn.repeat_interleave(each, 0)
 
-    with _seeded(draw):
+    with seeded(draw):
         answers, again = (generated(model, given, COUNT, do_sample=True, **how) for _ in range(2))
 
     ranks, owns = _ranked(truth, model, prompts, answers, asked, draw)
@@ -121,7 +135,7 @@ def test_a_drafted_answer_is_drawn(case, dtype, drafts, device, model, make_ids,
     """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
     prompt, (asked, count) = make_ids(batch=1, length=LENGTH), DRAFTS[drafts]
 
-    with _seeded(draw):
+    with seeded(draw):
         answer = generated(model, prompt, count, do_sample=True, **asked.request(), **drafting(drafts, model))
 
     ranks, _ = _ranked(truth, model, prompt, answer, asked, draw)
@@ -140,7 +154,7 @@ def test_requests_of_a_batch_are_drawn(case, attention, dtype, traffic, device, 
     """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
     prompts, asked = make_ids(batch=len(traffic.lengths), length=traffic.lengths[0]), Sampling(temperature=1.5)
 
-    with _seeded(draw):
+    with seeded(draw):
         answers = attention.answer(model, prompts.tolist(), traffic.count, do_sample=True, **asked.request())
 
     judge.exactly("tokens generated", sum(map(len, answers)), traffic.count * len(prompts), unit="tokens")
@@ -159,14 +173,6 @@ def _judge_scores(judge, asked, answered):
             wrong, off = wrong + found[0], off + found[1]
     judge.exactly("tokens left in that were to be left out, or the other way round", wrong, 0)
     judge.exactly("scores that are off by more than rounding", off, 0)
-
-
-@contextmanager
-def _seeded(draw):
-    """What is drawn inside depends on the check's own numbers, and nothing outside on it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**31, (), generator=draw)))
-        yield
 
 
 def _ranked(truth, model, prompts, answers, asked, draw):

@@ -277,3 +277,22 @@ def seeds_do_nothing() -> Iterator[None]:
 
     with swapped(torch, "multinomial", multinomial):
         yield
+
+
+@fault(
+    "KV-25",
+    SAMPLING,
+    "scores_of_beams",
+    source="our own: a cast to float32 that is lost",
+    unseen="models in float32; searches whose scores lie far apart",
+)
+def log_probabilities_of_beams_are_half() -> Iterator[None]:
+    """In a beam search log probabilities are rounded to the model's dtype: sums of them tie."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        inner = more["logits_processor"]
+        more["logits_processor"] = lambda ids, scores: inner(ids, scores.to(model.dtype).float())
+        return original(model, *args, **more)
+
+    with patches.generation("_beam_search", change):
+        yield
