@@ -159,6 +159,7 @@ from suites.meta.faults import (  # noqa: E402 - each registers its faults here
     texts,
     throughput,
     tiles,
+    together,
     ways,
     weights,
 )
@@ -205,6 +206,7 @@ __all__ = [
     "texts",
     "throughput",
     "tiles",
+    "together",
     "ways",
     "weights",
 ]
