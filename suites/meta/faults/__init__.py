@@ -161,6 +161,7 @@ from suites.meta.faults import (  # noqa: E402 - each registers its faults here
     throughput,
     tiles,
     together,
+    told,
     ways,
     weights,
 )
@@ -209,6 +210,7 @@ __all__ = [
     "throughput",
     "tiles",
     "together",
+    "told",
     "ways",
     "weights",
 ]
