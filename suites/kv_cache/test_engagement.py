@@ -60,6 +60,19 @@ def test_every_way_runs_what_is_new(case, dtype, way, device, make_ids, judge):
     judge.exactly("steps", 1 < len(lengths) <= COUNT, True, detail=f"it took {len(lengths)}")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("size", [5], ids=["chunks-5"])
+@pytest.mark.applies(real=(False,), tier=("standard",), saved=(True,), architecture=("llama", "gpt_bigcode"))
+def test_a_prompt_in_chunks_runs_once(case, dtype, size, device, model, make_ids, judge):
+    """KV-16: after the prompt each step MUST run one token, and write it once into each layer of the cache."""
+    with embedded(model) as lengths:
+        generated(model, make_ids(1, PROMPT), COUNT, prefill_chunk_size=size)
+
+    judge.exactly("tokens that were run", sum(lengths), PROMPT + COUNT - 1, detail=f"call by call: {lengths}")
+    judge.exactly("tokens of the longest call", max(lengths), size)
+
+
 SHARED = [Traffic("shared", lengths=(300, 290), count=12, alike=270, needs=frozenset({"paged", "managed"}))]
 
 

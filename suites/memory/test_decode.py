@@ -1,12 +1,15 @@
 """What a cached step needs: its token's keys and values, and room to copy those of one layer."""
 
+from itertools import count
+
 import pytest
 import torch
 
 from fixtures.allocations import SLOPE, allocations, fitted
 from fixtures.decoding import feed
+from fixtures.generation import generated
 from fixtures.oracles.memory import kv_bytes, kv_width, windows
-from fixtures.questions import Usage
+from fixtures.questions import Sweep, Usage
 
 NEEDS, FULL, HALF = frozenset({"exact", "reorder"}), frozenset({torch.float32}), frozenset({torch.bfloat16})
 # None of SDPA's fused kernels on CUDA takes grouped heads in float32: there keys are repeated. On a CPU not in
@@ -47,3 +50,43 @@ def test_step_needs_what_it_adds(case, kv_cache, dtype, usage, device, model, ma
     predicted = keys * (slots(480)[0] - slots(320)[0]) / 160
 
     judge.between("bytes for each token of context", token, predicted - SLOPE * keys, predicted + SLOPE * keys, "bytes")
+
+
+ANSWERS = [
+    Sweep("answers", (2,), (320, 480), frozenset({"cpu"}), FULL),
+    Sweep("answers-cuda", (2,), (320, 480), frozenset({"cuda"}), HALF),
+]
+BEGIN, SHORT, LONG = 4, 10, 42
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("sweep", ANSWERS, ids=str)
+@pytest.mark.applies(architecture=("llama",), tier=("standard",), real=(False,))
+def test_steps_of_generate_need_what_they_add(case, dtype, sweep, device, model, make_ids, judge):
+    """MEM-7: a cached step MUST keep its token's keys and values, and need beside them one layer's keys at most."""
+    (batch,), (short, long) = sweep.batches, sweep.lengths
+
+    def peak(length, answered):
+        """From the step `BEGIN` on, to the end of an answer."""
+        ids, calls = make_ids(batch, length), count()
+        with allocations(device) as since:
+
+            def begin(module, given):
+                if next(calls) == BEGIN:
+                    since.begin()
+
+            with model.register_forward_pre_hook(begin):
+                generated(model, ids, answered)
+        return since.peak
+
+    peak(8, SHORT)
+    first = peak(short, SHORT)
+    of_context = (peak(long, SHORT) - first) / (long - short) / batch
+    of_answer = (peak(short, LONG) - first) / (LONG - SHORT) / batch
+
+    keys = kv_width(model.config) // 2 * dtype.itemsize
+    kept = kv_bytes(model.config, batch=1, slots=[1 for _ in windows(model.config)], itemsize=dtype.itemsize)
+    # Tokens, the mask and positions are lengthened at each step, too: less than a layer's values.
+    judge.between("bytes for each token of context", of_context, 0, 2 * keys, unit="bytes")
+    judge.between("bytes for each token answered", of_answer, kept, kept + 2 * keys, unit="bytes")
