@@ -52,15 +52,13 @@ def test_step_needs_what_it_adds(case, kv_cache, dtype, usage, device, model, ma
     judge.between("bytes for each token of context", token, predicted - SLOPE * keys, predicted + SLOPE * keys, "bytes")
 
 
-ANSWERS = [
-    Sweep("answers", (2,), (320, 480), frozenset({"cpu"}), FULL),
-    Sweep("answers-cuda", (2,), (320, 480), frozenset({"cuda"}), HALF),
-]
+# On a CPU, where a byte is a byte: what is small comes in blocks on a GPU.
+ANSWERS = [Sweep("answers", (2,), (320, 480), frozenset({"cpu"}), FULL)]
 BEGIN, SHORT, LONG = 4, 10, 42
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 @pytest.mark.parametrize("sweep", ANSWERS, ids=str)
 @pytest.mark.applies(architecture=("llama",), tier=("standard",), real=(False,))
 def test_steps_of_generate_need_what_they_add(case, dtype, sweep, device, model, make_ids, judge):
