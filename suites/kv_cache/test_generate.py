@@ -79,7 +79,7 @@ def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, m
 @torch.no_grad()
 @DTYPES
 @pytest.mark.parametrize("length", [140], ids=["140"])
-@pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama", "gpt_bigcode"))
+@pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama",))
 def test_greedy_tokens_of_a_long_answer(case, dtype, length, device, model, make_ids, truth, judge):
     """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
     prompt = make_ids(batch=1, length=PROMPT)

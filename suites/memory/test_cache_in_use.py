@@ -66,7 +66,7 @@ HELD = [Traffic("held", lengths=(33, 5), count=4, needs=frozenset({"paged", "man
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=["bfloat16"])
 @pytest.mark.parametrize("traffic", HELD, ids=str)
 @pytest.mark.applies(architecture=("llama",), real=(False,), tier=("standard",))
 @pytest.mark.optional("paged attention")
