@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fixtures import inputs, meters, text
+from fixtures.distances import worst_rows
 from fixtures.judgement import Inconclusive, Judge, Undecided, Unverified
 from fixtures.models import VOCABULARY
 from fixtures.oracles import decoder
+from fixtures.oracles.sublayers import backwards_linear, plain_linear
 from fixtures.reach import Reader
 from fixtures.references import References
 from fixtures.subjects import Absent
@@ -196,6 +199,36 @@ def decoded() -> Callable[..., Tensor]:
         return decoder.logits(model.config, model.state_dict(), ids, dtype=dtype, positions=positions)
 
     return compute
+
+
+@pytest.fixture
+def inside() -> Callable[..., decoder.Inside]:
+    """What that decoder holds on its way, of each row the worse of two summations: `inside(model, ids, dtype)`.
+
+    So that no row of a reference is exact by luck, as in `truth`.
+    """
+
+    def compute(model: Any, ids: Tensor, dtype: torch.dtype) -> decoder.Inside:
+        golden, *found = decoder.Inside(), decoder.Inside(), decoder.Inside()
+        ask = partial(decoder.logits, model.config, model.state_dict(), ids)
+        ask(dtype=torch.float64, inside=golden)
+        if dtype == torch.float64:
+            return golden
+        for linear, kept in zip((plain_linear, backwards_linear), found, strict=True):
+            ask(dtype=dtype, linear=linear, inside=kept)
+        there, back = found
+        return decoder.Inside(
+            *(
+                [worst_rows(pair, truth) for *pair, truth in zip(a, b, c, strict=True)]
+                for a, b, c in zip(_both(there), _both(back), _both(golden), strict=True)
+            )
+        )
+
+    return compute
+
+
+def _both(found: decoder.Inside) -> tuple[list[Tensor], list[Tensor]]:
+    return found.hidden, found.weights
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from fixtures.decoding import after_padding
+from fixtures.in_model import switched
+from fixtures.judgement import ROUNDINGS
 from fixtures.meters import kernels
 from fixtures.oracles.architectures import experts
 from fixtures.questions import Padding
@@ -39,10 +41,17 @@ def _from_hidden(model, ids):
     return model.get_output_embeddings()(model(ids, output_hidden_states=True, use_cache=False).hidden_states[-1])
 
 
+def _from_embeddings(model, ids):
+    """What is handed over stays a caller's own: it is handed over twice."""
+    embeddings = model.get_input_embeddings()(ids)
+    model(inputs_embeds=embeddings, use_cache=False)
+    return model(inputs_embeds=embeddings, use_cache=False).logits
+
+
 # How logits are asked for, and of which positions; kept and packed where every transformers here can.
 LLAMAS = pytest.mark.applies(architecture=("llama", "mistral"))
 WAYS = {
-    "embeddings": lambda model, ids: model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).logits,
+    "embeddings": _from_embeddings,
     "hidden-states": _from_hidden,
     "kept": lambda model, ids: model(ids, use_cache=False, logits_to_keep=torch.tensor(KEPT, device=ids.device)).logits,
     "packed": _packed,
@@ -62,6 +71,53 @@ def test_logits_are_the_same_in_every_way_of_asking(case, way, dtype, device, mo
     candidate = WAYS[way](model, ids)
 
     judge(candidate, *(truth(model, ids, d)[:, at] for d in (dtype, torch.float64)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_states_of_each_layer_are_as_accurate_as_eager(case, dtype, device, model, make_ids, inside, judge):
+    """ATTN-2: a model's logits under a backend MUST be as close to float64 as plain eager attention's in that dtype."""
+    ids = make_ids(batch=2, length=LENGTH)
+    golden, reference = (inside(model, ids, d) for d in (torch.float64, dtype))
+
+    with switched(model, "eager"):
+        found = model(ids, output_hidden_states=True, output_attentions=True, use_cache=False)
+
+    for what in ("hidden", "weights"):
+        wanted, plain = getattr(golden, what), getattr(reference, what)
+        said = found.hidden_states if what == "hidden" else found.attentions
+        judge.exactly(f"{what}: tensors", len(said), len(wanted))
+        for layer, (candidate, near, true) in enumerate(zip(said, plain, wanted, strict=False)):
+            judge(candidate, near, true, what=f"{what} {layer},")
+
+
+LABELLED = [5, 23, 41]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_loss_is_of_the_tokens_that_have_labels(case, dtype, device, model, make_ids, truth, judge):
+    """ATTN-2: a model's logits under a backend MUST be as close to float64 as plain eager attention's in that dtype."""
+    ids = make_ids(batch=2, length=LENGTH)
+
+    def loss(*labelled):
+        """Of the text, where all tokens but these are left out."""
+        labels = torch.full_like(ids, -100)
+        for row, at in labelled:
+            labels[row, at] = ids[row, at]
+        return model(ids, labels=labels, use_cache=False).loss
+
+    places = [(row, at) for row in range(2) for at in LABELLED[row:]]
+    each, together = [loss(place) for place in places], loss(*places)
+
+    rows, at = (torch.tensor(numbers, device=device) for numbers in zip(*places, strict=True))
+    golden, reference = (truth(model, ids, d)[rows, at - 1] for d in (torch.float64, dtype))
+    judge.log_probabilities(-torch.stack(each), ids[rows, at].tolist(), reference, golden, what="loss of one token")
+    mean = torch.stack(each).double().mean()
+    off = float(together.double() / mean) - 1
+    judge.between("loss of all beside the mean of each", off, -ROUNDINGS, ROUNDINGS)
 
 
 @torch.no_grad()

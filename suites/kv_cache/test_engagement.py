@@ -7,7 +7,8 @@ from fixtures.decoding import handing, padded_left
 from fixtures.generation import generated
 from fixtures.meters import embedded, updates
 from fixtures.models import from_folder
-from fixtures.questions import Usage
+from fixtures.paged import PAGE, TOKENS_AT_ONCE, Wish
+from fixtures.questions import Traffic, Usage
 
 PROMPT, COUNT, NEXT = 32, 7, 5  # groups of what is rounded are full
 ANY = [Usage("any", needs=frozenset())]
@@ -57,3 +58,43 @@ def test_every_way_runs_what_is_new(case, dtype, way, device, make_ids, judge):
     judge.exactly("tokens beside the prompt in the first step", max(0, lengths[0] - PROMPT) < most, True)
     judge.exactly(f"steps that ran more than {most} tokens", sum(n > most for n in lengths[1:]), 0)
     judge.exactly("steps", 1 < len(lengths) <= COUNT, True, detail=f"it took {len(lengths)}")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("size", [5], ids=["chunks-5"])
+@pytest.mark.applies(real=(False,), tier=("standard",), saved=(True,), architecture=("llama", "gpt_bigcode"))
+def test_a_prompt_in_chunks_runs_once(case, dtype, size, device, model, make_ids, judge):
+    """KV-16: after the prompt each step MUST run one token, and write it once into each layer of the cache."""
+    with embedded(model) as lengths:
+        generated(model, make_ids(1, PROMPT), COUNT, prefill_chunk_size=size)
+
+    judge.exactly("tokens that were run", sum(lengths), PROMPT + COUNT - 1, detail=f"call by call: {lengths}")
+    judge.exactly("tokens of the longest call", max(lengths), size)
+
+
+SHARED = [Traffic("shared", lengths=(300, 290), count=12, alike=270, needs=frozenset({"paged", "managed"}))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("traffic", SHARED, ids=str)
+@pytest.mark.applies(architecture=("llama",), real=(False,), tier=("standard",))
+@pytest.mark.optional("paged attention")
+def test_requests_share_steps_and_pages(case, attention, dtype, traffic, device, model, make_ids, judge):
+    """KV-16: after the prompt each step MUST run one token, and write it once into each layer of the cache."""
+    texts = make_ids(batch=len(traffic.lengths), length=max(traffic.lengths))
+    texts[:, : traffic.alike] = texts[0, : traffic.alike]
+    wishes = [Wish(t[:n].tolist(), traffic.count, 1.0) for t, n in zip(texts, traffic.lengths, strict=True)]
+
+    with embedded(model) as lengths:
+        told = attention.manage(model, wishes)
+
+    judge.exactly("tokens generated", sum(len(one.tokens) for one in told), traffic.count * len(wishes), unit="tokens")
+    prompts = sum(traffic.lengths) - traffic.alike // PAGE * PAGE
+    most = -(-prompts // TOKENS_AT_ONCE) + traffic.count - 1
+    wanted = prompts + (traffic.count - 1) * len(wishes)
+    judge.exactly(
+        "tokens that the model ran", sum(lengths), wanted, detail="a page that prompts share is computed once"
+    )
+    judge.exactly(f"{most} steps suffice", len(lengths) <= most, True, detail=f"it took {len(lengths)}")

@@ -80,6 +80,21 @@ def test_greedy_tokens_after_any_prompt(case, kv_cache, dtype, length, device, m
     _judge_answer(judge, truth, model, prompt[0], tokens[0], dtype, f"after {length}")
 
 
+# Longer than buffers of 64 and of 128 tokens.
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("length", [140], ids=["140"])
+@pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama",))
+def test_greedy_tokens_of_a_long_answer(case, dtype, length, device, model, make_ids, truth, judge):
+    """KV-14: greedy tokens, with a cache, without one and by hand, MUST be those that golden logits rank first."""
+    prompt = make_ids(batch=1, length=PROMPT)
+
+    tokens = generated(model, prompt, length)[0]
+
+    judge.exactly("tokens", len(tokens), length)
+    _judge_answer(judge, truth, model, prompt[0], tokens, dtype, "the prompt")
+
+
 @torch.no_grad()
 @DTYPES
 @pytest.mark.applies(real=(False,), tier=("standard",))
@@ -289,14 +304,16 @@ def test_a_request_in_the_midst_of_another(case, dtype, calls, device, model, ma
         """Before the first layer or the last, as threads of a server may take turns: all of another request."""
         if current_thread() is main_thread() and next(seen) in calls:
             with ThreadPoolExecutor(1) as other:
-                answers.append(other.submit(generated, model, prompts[1][None], COUNT).result()[0])
+                answers.append(other.submit(generated, model, prompts[1][None], COUNT, **own).result()[0])
 
+    # It asks for what the outer one does not: half of the vocabulary alone.
+    own = {"suppress_tokens": list(range(0, VOCABULARY, 2))}
     with layers[0].register_forward_pre_hook(another), layers[-1].register_forward_pre_hook(another):
         answers.insert(0, generated(model, longer[None], COUNT)[0])
 
     names = "the outer one", *(f"one within it, at call {n} of a layer" for n in calls)
-    for what, prompt, tokens in zip(names, prompts, answers, strict=True):
-        _judge_answer(judge, truth, model, prompt, tokens, dtype, what)
+    for what, prompt, tokens, asked in zip(names, prompts, answers, [{}, *[own] * len(calls)], strict=True):
+        _judge_answer(judge, truth, model, prompt, tokens, dtype, what, **asked)
 
 
 SPECULATE = frozenset({"exact", "speculate"})
@@ -389,8 +406,12 @@ def test_a_drafted_answer_ends_with_its_end(case, kv_cache, dtype, drafts, devic
     judge.exactly("tokens in the cache", cached, PROMPT + len(ended) - 1, detail=told)
 
 
-def _judge_answer(judge, truth, model, prompt, tokens, dtype, what):
-    """What follows a prompt `(n,)` is, token by token, what golden logits of the whole rank first."""
+def _judge_answer(judge, truth, model, prompt, tokens, dtype, what, suppress_tokens=()):
+    """What follows a prompt `(n,)` is, token by token, what golden logits of the whole rank first of what may come."""
     whole = torch.cat([prompt, tokens])[None]
     golden, reference = (truth(model, whole, d)[0, len(prompt) - 1 : -1] for d in (torch.float64, dtype))
-    judge.ranked_first(tokens.tolist(), reference, golden, what=what)
+    left = sorted(set(range(golden.shape[-1])).difference(suppress_tokens))
+    judge.exactly(f"{what}: tokens that were not to come", len(set(tokens.tolist()).difference(left)), 0)
+    said = [left.index(token) for token in tokens.tolist() if token in left]
+    kept = [at for at, token in enumerate(tokens.tolist()) if token in left]
+    judge.ranked_first(said, reference[kept][:, left], golden[kept][:, left], what=what)

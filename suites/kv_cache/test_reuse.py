@@ -9,6 +9,7 @@ from fixtures.caching import misplaced
 from fixtures.decoding import decode, handing, padded_left
 from fixtures.generation import generated
 from fixtures.questions import Usage
+from fixtures.requests import PROMPT, REQUESTS, other_threads, process_settings, settings
 from fixtures.rounded_caches import handed, llama, outlier_inputs
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -42,6 +43,27 @@ def test_second_request_is_answered_as_the_first(case, kv_cache, dtype, usage, d
     golden, reference = (truth(model, ids, d) for d in (torch.float64, dtype))
     for what, logits in found.items():
         judge(logits, reference, golden, what=what)
+
+
+@torch.no_grad()
+@DTYPES
+@pytest.mark.parametrize("first", REQUESTS)
+@pytest.mark.applies(real=(False,), tier=("standard",), saved=(True,), architecture=("llama",))
+def test_a_request_leaves_all_as_it_was(case, dtype, first, device, make_ids, judge):
+    """KV-10: a second request, on a cache that was reset or on a new one, MUST be answered as if it were the first."""
+    ids = make_ids(2, PROMPT)
+
+    with other_threads():
+        process = process_settings()
+        model = case.load(dtype, device)
+        loaded = settings(model)
+        REQUESTS[first](model, ids)
+        then = settings(model)
+
+    for what, value in then.items():
+        judge.exactly(f"{what} after a request", value, loaded[what])
+    for what, value in process.items():
+        judge.exactly(f"{what} after a load", loaded[what], value)
 
 
 ROUNDED = Usage("again", (40, *[1] * 40), frozenset({"rounds", "reset"}), config=llama)

@@ -142,24 +142,41 @@ def test_a_drafted_answer_is_drawn(case, dtype, drafts, device, model, make_ids,
     judge.uniform("distance of what was drawn from what was asked", ranks)
 
 
-TOGETHER = [Traffic("drawn", lengths=(21,) * 16, count=12, needs=frozenset({"paged", "asked"}))]
+# Prompts that come twice, or that want two answers each, and are to be answered anew.
+HALF, NEEDS = (21,) * 8, frozenset({"paged", "asked"})
+TOGETHER = [
+    pytest.param(Traffic("drawn", lengths=HALF, count=12, needs=NEEDS), 2, {}),
+    pytest.param(
+        Traffic("drawn-twice", lengths=HALF, count=12, needs=NEEDS | {"forked"}),
+        1,
+        {"num_return_sequences": 2},
+        marks=pytest.mark.applies(architecture=("llama",)),
+    ),
+]
 
 
 @torch.no_grad()
 @DTYPES
 @CORE
-@pytest.mark.parametrize("traffic", TOGETHER, ids=str)
+@pytest.mark.parametrize(("traffic", "times", "how"), TOGETHER, ids=[str(each.values[0]) for each in TOGETHER])
 @pytest.mark.optional("paged attention")
-def test_requests_of_a_batch_are_drawn(case, attention, dtype, traffic, device, model, make_ids, draw, truth, judge):
+def test_requests_of_a_batch_are_drawn(
+    case, attention, dtype, traffic, times, how, device, model, make_ids, draw, truth, judge
+):
     """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
-    prompts, asked = make_ids(batch=len(traffic.lengths), length=traffic.lengths[0]), Sampling(temperature=1.5)
+    prompts, asked = make_ids(batch=len(traffic.lengths), length=traffic.lengths[0]), Sampling(1.5, top_k=30, top_p=0.7)
 
     with seeded(draw):
-        answers = attention.answer(model, prompts.tolist(), traffic.count, do_sample=True, **asked.request())
+        texts = prompts.repeat_interleave(times, 0).tolist()
+        answers = attention.answer(model, texts, traffic.count, do_sample=True, **asked.request(), **how)
 
-    judge.exactly("tokens generated", sum(map(len, answers)), traffic.count * len(prompts), unit="tokens")
-    ranks, _ = _ranked(truth, model, prompts, torch.tensor(answers, device=device), asked, draw)
+    both = prompts.repeat_interleave(2, 0)
+    judge.exactly("tokens generated", sum(map(len, answers)), traffic.count * len(both), unit="tokens")
+    said = torch.tensor(answers, device=device)
+    ranks, owns = _ranked(truth, model, both, said, asked, draw)
     judge.uniform("distance of what was drawn from what was asked", ranks)
+    alike = (said[0::2] == said[1::2]).all(-1).cpu()
+    judge.chance("both answers to a prompt are alike", float(owns[1::2][alike].log().sum()))
 
 
 def _judge_scores(judge, asked, answered):

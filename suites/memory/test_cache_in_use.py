@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from fixtures.allocations import survivors
 from fixtures.caching import operate
 from fixtures.decoding import decode, one_by_one
 from fixtures.generation import generated, using
 from fixtures.meters import storage_bytes, tensors
 from fixtures.oracles.memory import kv_bytes, windows
-from fixtures.questions import Usage
+from fixtures.paged import TOKENS_AT_ONCE, Wish
+from fixtures.questions import Traffic, Usage
 
 PROMPT, STEPS = 40, 3
 UNWINDOWED = (frozenset(), frozenset({"gqa"}))
@@ -57,3 +59,30 @@ def test_a_cache_of_generate_takes_the_predicted_bytes(case, kv_cache, dtype, de
         for what, how in WAYS.items():
             generated(model, ids, STEPS, **how, **using(model, kv_cache, length, rows=batch))
             judge.exactly(f"bytes of the cache of {what}", seen[-1], predicted, unit="bytes")
+
+
+ROOMS = (1024, 2048)
+HELD = [Traffic("held", lengths=(33, 5), count=4, needs=frozenset({"paged", "managed", "room"}))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=["bfloat16"])
+@pytest.mark.parametrize("traffic", HELD, ids=str)
+@pytest.mark.applies(architecture=("llama",), real=(False,), tier=("standard",))
+@pytest.mark.optional("paged attention")
+def test_pages_take_the_predicted_bytes(case, attention, dtype, traffic, device, model, make_ids, judge):
+    """MEM-2: a cache MUST take exactly 2 · kv_heads · head_dim · itemsize bytes for each token it has to keep."""
+    texts, held = make_ids(batch=len(traffic.lengths), length=max(traffic.lengths)), []
+    wishes = [Wish(t[:n].tolist(), traffic.count, 1.0) for t, n in zip(texts, traffic.lengths, strict=True)]
+
+    for room in ROOMS:
+        with survivors() as added:
+            attention.manage(model, wishes, room=room, meanwhile=lambda: held.append(added()))
+
+    less, more = ROOMS
+    slots = [more - less] * model.config.num_hidden_layers
+    predicted = kv_bytes(model.config, batch=1, slots=slots, itemsize=dtype.itemsize)
+    # Beside them: where each is to be read, in either of two kinds of layers, and a mask of all that go in at once; and
+    # as much again for tables of pages, which some devices have.
+    beside = 2 * (more - less) * (2 * torch.long.itemsize + TOKENS_AT_ONCE * dtype.itemsize)
+    judge.between("bytes of so many tokens more", held[1] - held[0], predicted, predicted + beside, unit="bytes")

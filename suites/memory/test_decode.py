@@ -1,14 +1,17 @@
 """What a cached step needs: its token's keys and values, and room to copy those of one layer."""
 
+from itertools import count
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 from fixtures.allocations import SLOPE, allocations, fitted
 from fixtures.decoding import feed
+from fixtures.generation import generated
 from fixtures.meters import largest_made
 from fixtures.oracles.memory import kv_bytes, kv_width, windows
-from fixtures.questions import Usage
+from fixtures.questions import Sweep, Usage
 
 NEEDS, FULL, HALF = frozenset({"exact", "reorder"}), frozenset({torch.float32}), frozenset({torch.bfloat16})
 # None of SDPA's fused kernels on CUDA takes grouped heads in float32: there keys are repeated. On a CPU not in
@@ -67,3 +70,41 @@ def test_step_in_half_precision_makes_nothing_larger_than_keys(case, dtype, devi
 
     keys = kv_width(model.config) // 2 * dtype.itemsize * (length + 1)
     judge.between("bytes of the largest tensor that was made", size, 0, keys, "bytes", place=made)
+
+
+# On a CPU, where a byte is a byte: what is small comes in blocks on a GPU.
+ANSWERS = [Sweep("answers", (2,), (320, 480), frozenset({"cpu"}), FULL)]
+BEGIN, SHORT, LONG = 4, 10, 42
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("sweep", ANSWERS, ids=str)
+@pytest.mark.applies(architecture=("llama",), tier=("standard",), real=(False,))
+def test_steps_of_generate_need_what_they_add(case, dtype, sweep, device, model, make_ids, judge):
+    """MEM-7: a cached step MUST keep its token's keys and values, and need beside them one layer's keys at most."""
+    (batch,), (short, long) = sweep.batches, sweep.lengths
+
+    def peak(length, answered):
+        """From the step `BEGIN` on, to the end of an answer."""
+        ids, calls = make_ids(batch, length), count()
+        with allocations(device) as since:
+
+            def begin(module, given):
+                if next(calls) == BEGIN:
+                    since.begin()
+
+            with model.register_forward_pre_hook(begin):
+                generated(model, ids, answered)
+        return since.peak
+
+    peak(8, SHORT)
+    first = peak(short, SHORT)
+    of_context = (peak(long, SHORT) - first) / (long - short) / batch
+    of_answer = (peak(short, LONG) - first) / (LONG - SHORT) / batch
+
+    keys = kv_width(model.config) // 2 * dtype.itemsize
+    kept = kv_bytes(model.config, batch=1, slots=[1 for _ in windows(model.config)], itemsize=dtype.itemsize)
+    # Tokens, the mask and positions are lengthened at each step, too: less than a layer's values.
+    judge.between("bytes for each token of context", of_context, 0, 2 * keys, unit="bytes")
+    judge.between("bytes for each token answered", of_answer, kept, kept + 2 * keys, unit="bytes")

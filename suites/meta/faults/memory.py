@@ -312,3 +312,23 @@ def offloaded_layers_write_into_a_copy() -> Iterator[None]:
 
     with swapped(AlignDevicesHook, "pre_forward", pre_forward):
         yield
+
+
+@fault(
+    "MEM-6",
+    "memory/test_prefill.py",
+    "grows_as_predicted and short-float32-llama-gqa",
+    source="our own: a table that is made wherever there is a mask",
+    unseen="prompts that come without a mask; short prompts",
+)
+def mask_that_hides_nothing_is_tabled() -> Iterator[None]:
+    """A mask of nothing but ones is made a table of all queries and keys."""
+    from transformers import masking_utils
+
+    original = masking_utils._ignore_causal_mask_sdpa
+
+    def ignore(padding_mask: Any, *args: Any, **more: Any) -> bool:
+        return padding_mask is None and bool(original(padding_mask, *args, **more))
+
+    with swapped(masking_utils, "_ignore_causal_mask_sdpa", ignore):
+        yield

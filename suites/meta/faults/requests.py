@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from threading import current_thread, get_ident, main_thread
 from typing import Any
 
 import torch
@@ -265,3 +266,88 @@ def manager_of_a_batch_stays() -> Iterator[None]:
 
     with patches.generation("generate_batch", change):
         yield
+
+
+STREAMED = ("memory/test_requests.py", "first_request and streamed and llama-gqa")
+
+
+@fault("MEM-9", *STREAMED, source="our own: connections that are never closed", unseen="requests without a stream")
+def streams_are_kept() -> Iterator[None]:
+    """A stream that has ended is kept, and with it what it had not written yet, in a buffer."""
+    from transformers import TextStreamer
+
+    original, kept = TextStreamer.end, []
+
+    def end(self: Any) -> None:
+        original(self)
+        kept.append(torch.zeros(1024))
+
+    with swapped(TextStreamer, "end", end):
+        yield
+    kept.clear()
+
+
+@fault(
+    "MEM-9",
+    *STREAMED,
+    source="our own: caches by thread, in a table of the process",
+    unseen="requests that the main thread answers",
+)
+def each_thread_keeps_a_workspace() -> Iterator[None]:
+    """Attention has a workspace for each thread, and keeps it when the thread has ended."""
+    kept: dict[int, Tensor] = {}
+
+    def change(call: Any, module: Any, q: Tensor, *args: Any, **more: Any) -> Any:
+        if current_thread() is not main_thread():
+            kept.setdefault(get_ident(), torch.zeros_like(q))
+        return call(module, q, *args, **more)
+
+    with patches.interface(change):
+        yield
+    kept.clear()
+
+
+@fault(
+    "MEM-9",
+    "memory/test_requests.py",
+    "first_request and described and llama-gqa",
+    source="our own: something to look at when a request is over",
+    unseen="requests for nothing but tokens",
+)
+def last_states_are_kept() -> Iterator[None]:
+    """Hidden states that were asked for hang on the model until others are."""
+    models: list[Any] = []
+
+    def model(original: Any, self: Any, *args: Any, **more: Any) -> Any:
+        found = original(self, *args, **more)
+        if getattr(found, "hidden_states", None):
+            self.__dict__["seen"] = found.hidden_states
+            models.append(self)
+        return found
+
+    with patches.forward("LlamaForCausalLM", model):
+        yield
+    for each in models:
+        each.__dict__.pop("seen", None)
+
+
+@fault(
+    "MEM-9",
+    "memory/test_requests.py",
+    "test_requests_give and stopped and llama-gqa",
+    source="our own: criteria that are kept for the next request with the same words",
+    unseen="requests without stop strings",
+)
+def stop_strings_keep_their_texts() -> Iterator[None]:
+    """What was looked through for a stop string is kept."""
+    from transformers.generation.stopping_criteria import StopStringCriteria
+
+    original, kept = StopStringCriteria.__call__, []
+
+    def call(self: Any, ids: Tensor, *args: Any, **more: Any) -> Any:
+        kept.append(ids)
+        return original(self, ids, *args, **more)
+
+    with swapped(StopStringCriteria, "__call__", call):
+        yield
+    kept.clear()
