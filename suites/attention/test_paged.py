@@ -59,9 +59,10 @@ def test_an_answer_ends_with_any_of_its_ends(case, attention, dtype, traffic, de
 
     free = attention.answer(model, prompts, traffic.count)
     # The second is at its end before the first is.
-    ends = [min(set(range(2 * traffic.count + 1)).difference(*free)), free[0][6], free[1][3]]
+    ends = [min(set(range(2 * traffic.count + 1)).difference(*free)), *free[0][6:7], *free[1][3:4]]
     ended = attention.answer(model, prompts, traffic.count, eos_token_id=ends)
 
+    judge.exactly("tokens generated", sum(map(len, free)), traffic.count * len(prompts), unit="tokens")
     judge.exactly("answers", str(ended), str([until(answer, ends) for answer in free]))
     judge.exactly("an answer is cut", str(ended == free), "False")
 
