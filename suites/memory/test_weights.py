@@ -16,8 +16,9 @@ def test_weights_take_the_predicted_bytes(case, dtype, device, judge):
     measured = storage_bytes(tensors([vars(module) for module in model.modules()]))
 
     predicted = weight_bytes(model.config, dtype)
+    single = sum(t.nbytes for t in model.buffers() if t.numel() == 1)  # such as what Gemma's embeddings are scaled by
     judge.exactly("bytes of weights and buffers", measured, predicted, unit="bytes")
-    judge.exactly("get_memory_footprint()", model.get_memory_footprint(), predicted, unit="bytes")
+    judge.exactly("get_memory_footprint()", model.get_memory_footprint(), predicted + single, unit="bytes")
 
 
 @torch.no_grad()
@@ -31,6 +32,7 @@ def test_quantized_weights_take_the_predicted_bytes(case, quantizer, device, mak
 
     judge.exactly("bytes of weights, scales and buffers", measured, predicted, unit="bytes")
     REQUESTS["plain"](model, make_ids(2, PROMPT))
-    # A list of outliers takes a thousandth more, what is repacked less than before; a second layout takes all again.
+    # A list of outliers takes a thousandth more. Where bitsandbytes repacks double-quantized weights its scales are of 16
+    # bits from then on, a byte more for each 64 weights, which is 3 % of them. A second layout takes all again.
     more = storage_bytes(tensors([vars(module) for module in model.modules()])) - predicted
-    judge.exactly("a hundredth more after a request", more > predicted / 100, False, detail=f"{more:,} bytes more")
+    judge.exactly("a twentieth more after a request", more > predicted / 20, False, detail=f"{more:,} bytes more")
