@@ -32,7 +32,7 @@ def test_quantized_weights_take_the_predicted_bytes(case, quantizer, device, mak
 
     judge.exactly("bytes of weights, scales and buffers", measured, predicted, unit="bytes")
     REQUESTS["plain"](model, make_ids(2, PROMPT))
-    # A list of outliers takes a thousandth more. Where bitsandbytes repacks double-quantized weights their scales have 16
-    # bits from then on, a byte more for 64 weights, which is 3 % of them. A second layout takes all again.
+    # A list of outliers takes a thousandth more. Where bitsandbytes repacks double-quantized weights their scales have
+    # 16 bits from then on, a byte more for 64 weights, which is 3 % of them. A second layout takes all again.
     more = storage_bytes(tensors([vars(module) for module in model.modules()])) - predicted
     judge.exactly("a twentieth more after a request", more > predicted / 20, False, detail=f"{more:,} bytes more")
