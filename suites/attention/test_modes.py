@@ -5,7 +5,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fixtures.decoding import after_padding
-from fixtures.oracles.decoder import logits
 from fixtures.questions import Padding
 
 SMALL = pytest.mark.applies(real=(False,), saved=(True,), tier=("standard",))
@@ -56,7 +55,7 @@ LENGTH, FAR = 65, 3000
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16], ids=["bfloat16"])
 @pytest.mark.applies(real=(False,), saved=(True,), tier=("standard",), positions=("rope",))
-def test_autocast_is_as_accurate_as_its_dtype(case, dtype, device, make_ids, judge):
+def test_autocast_is_as_accurate_as_its_dtype(case, dtype, device, make_ids, decoded, judge):
     """ATTN-2: a model's logits under a backend MUST be as close to float64 as plain eager attention's in that dtype."""
     model, ids = _loaded(case, torch.float32, device), make_ids(batch=2, length=LENGTH)
     at = torch.arange(FAR, FAR + LENGTH, device=device).expand_as(ids)
@@ -64,14 +63,14 @@ def test_autocast_is_as_accurate_as_its_dtype(case, dtype, device, make_ids, jud
     with torch.autocast(device.type, dtype):
         candidate = model(ids, attention_mask=torch.ones_like(ids), position_ids=at, use_cache=False).logits
 
-    golden, reference = _truths(model, ids, dtype, at)
+    golden, reference = (decoded(model, ids, kind, at) for kind in (torch.float64, dtype))
     judge(candidate.to(dtype), reference, golden)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @SMALL
-def test_weights_that_are_changed_in_place_are_seen(case, dtype, device, make_ids, draw, judge):
+def test_weights_that_are_changed_in_place_are_seen(case, dtype, device, make_ids, draw, decoded, judge):
     """ATTN-2: a model's logits under a backend MUST be as close to float64 as plain eager attention's in that dtype."""
     model, ids = _loaded(case, dtype, device), make_ids(batch=2, length=LENGTH)
     model(ids, use_cache=False)
@@ -81,11 +80,5 @@ def test_weights_that_are_changed_in_place_are_seen(case, dtype, device, make_id
         weight.add_(torch.randn(weight.shape[1], generator=draw).to(device, dtype) / 8)
     candidate = model(ids, use_cache=False).logits
 
-    golden, reference = _truths(model, ids, dtype, None)
+    golden, reference = (decoded(model, ids, kind) for kind in (torch.float64, dtype))
     judge(candidate, reference, golden)
-
-
-def _truths(model, ids, dtype, positions):
-    """What the weights that a model holds now say, in float64 and in a dtype."""
-    weights = model.state_dict()
-    return [logits(model.config, weights, ids, dtype=kind, positions=positions) for kind in (torch.float64, dtype)]

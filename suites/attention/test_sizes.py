@@ -21,14 +21,14 @@ SIZES = {
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 @pytest.mark.parametrize("size", SIZES)
-def test_logits_of_a_large_model(size, dtype, device, bench, draw, judge):
+def test_logits_of_a_large_model(size, dtype, device, bench, draw, decoded, judge):
     """ATTN-2: a model's logits under a backend MUST be as close to float64 as plain eager attention's in that dtype."""
     model = seeded_model("llama", BASE | SIZES[size], bench.seed).to(device)
     ids = inputs.tokens(2, LENGTH, model.config.vocab_size, draw).to(device)
 
     candidate = model(ids, use_cache=False).logits
 
-    judge(candidate, *_truths(model, ids, dtype))
+    judge(candidate, *(decoded(model, ids, kind) for kind in (dtype, torch.float64)))
 
 
 # Tokens enough that no expert's count of them is a whole number of tiles, and one layer, so that a token of which
@@ -43,7 +43,7 @@ DOUBT = 0.5
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16], ids=["bfloat16"])
 @pytest.mark.parametrize("mixture", ["mixtral"])
-def test_experts_in_half_precision_take_every_token(mixture, dtype, device, bench, draw, tmp_path, judge):
+def test_experts_in_half_precision_take_every_token(mixture, dtype, device, bench, draw, decoded, tmp_path, judge):
     """ATTN-2: a model's logits under a backend MUST be as close to float64 as plain eager attention's in that dtype."""
     seeded_model(mixture, EXPERTS, bench.seed).save_pretrained(tmp_path)
     model = from_folder(tmp_path, dtype, device)
@@ -51,13 +51,8 @@ def test_experts_in_half_precision_take_every_token(mixture, dtype, device, benc
 
     candidate = model(ids, use_cache=False).logits
 
-    reference, golden = _truths(model, ids, dtype)
+    reference, golden = (decoded(model, ids, kind) for kind in (dtype, torch.float64))
     doubted = logits(model.config, model.state_dict(), ids, dtype=torch.float64, doubt=DOUBT)
     sure = (golden == doubted).all(-1)
     judge.evidence["tokens"] = int(sure.sum())
     judge(*(found[sure][None] for found in (candidate, reference, golden)))
-
-
-def _truths(model, ids, dtype):
-    """What the weights that a model holds say, plain in a dtype and in float64."""
-    return [logits(model.config, model.state_dict(), ids, dtype=kind) for kind in (dtype, torch.float64)]
