@@ -35,7 +35,12 @@ def test_two_requests_at_once_are_answered_as_alone(asked, layer, quantizer, dev
 
     for when, answers in (("at once", at_once), ("after that", after)):
         wrong = [found for pair in answers for found in map(_apart, pair, wanted) if found]
-        judge.exactly(f"answers that were others {when}, of {2 * LAYERS}", len(wrong), 0, detail=" ".join(wrong[:1]))
+        judge.exactly(
+            f"answers {when} that differ from a single thread's, of {2 * LAYERS}",
+            len(wrong),
+            0,
+            detail=" ".join(wrong[:1]),
+        )
 
 
 def _said(asked):
