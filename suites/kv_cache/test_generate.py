@@ -359,7 +359,8 @@ def test_speculation_gives_greedy_tokens(case, kv_cache, dtype, drafts, device, 
 @pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama",))
 def test_drafts_are_what_the_drafter_says(case, dtype, drafts, device, model, make_ids, decoded, judge):
     """KV-15: speculation MUST give the tokens that golden logits rank first, and take drafts that are right."""
-    prompt, drafter = make_ids(batch=1, length=PROMPT), drafting(drafts, model)["assistant_model"]
+    prompt, drafted = make_ids(batch=1, length=PROMPT), drafting(drafts, model)
+    drafter = drafted["assistant_model"]
     drafter.generation_config.update(num_assistant_tokens=4, assistant_confidence_threshold=0.0)
 
     def ask():
@@ -368,17 +369,17 @@ def test_drafts_are_what_the_drafter_says(case, dtype, drafts, device, model, ma
         with model.get_input_embeddings().register_forward_pre_hook(
             lambda _, given: seen.append((stream.tokens.copy(), given[0][0].tolist()))
         ):
-            generated(model, prompt, COUNT, assistant_model=drafter, streamer=stream)
+            generated(model, prompt, COUNT, streamer=stream, **drafted)
         return seen
 
     steps, again = ask(), ask()
 
     judge.exactly("what a second request runs", str(again), str(steps))
     said, logits = [], {torch.float64: [], dtype: []}
-    for text, (_, *drafted) in steps[1:]:
-        said += drafted
+    for text, (_, *proposed) in steps[1:]:
+        said += proposed
         for d, rows in logits.items():
-            ids = torch.tensor([text + drafted], device=device)
+            ids = torch.tensor([text + proposed], device=device)
             rows.append(decoded(drafter, ids, d)[0, len(text) - 1 : -1])
     golden, reference = map(torch.cat, logits.values())
     judge.ranked_first(said, reference, golden, what="drafts")
