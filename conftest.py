@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import gc
 import os
 import pickle
 import warnings
@@ -28,6 +29,7 @@ from suites.selection import Selection, select
 from suites.writer import Writer
 
 BENCH, RUN, SELECTION = pytest.StashKey[Bench](), pytest.StashKey[Run](), pytest.StashKey[Selection]()
+FREEZES = pytest.StashKey[bool]()
 REQUIRED, CERTIFICATE = pytest.StashKey[set[str]](), pytest.StashKey[Certificate]()
 PENDING, WARNED = pytest.StashKey[Record](), pytest.StashKey[list[warnings.WarningMessage]]()
 
@@ -71,6 +73,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "optional(subjects): owed only where one of them is here")
     if option.markexpr == "teeth" and config.args_source is config.ArgsSource.TESTPATHS:
         config.args[:] = ["suites/meta/test_teeth.py"]
+    if not heap.is_frozen():  # by a run that this one is inside of
+        config.stash[FREEZES] = True
+        config.add_cleanup(heap.unfreeze)  # added before pytest's own, it comes after them
     refusals.surroundings()
     workers.prepare(config)
     if told := getattr(config, "workerinput", {}):
@@ -134,8 +139,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Thousands of parameters outlive every check; those of a run within a run are to go when it ends."""
-    if not workers.wanted(session.config) and heap.freeze():
-        session.config.add_cleanup(heap.unfreeze)
+    if not workers.wanted(session.config):
+        heap.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """pytest collects garbage many times over before it ends; what is alive now goes with the process."""
+    if FREEZES in config.stash:
+        gc.freeze()
 
 
 def _refuse_a_baseline(config: pytest.Config) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from reports import render
 from reports.files import checksums, hold, write_json, write_text
-from reports.record import Record, append, read
+from reports.record import Record, append, parse, read
 from reports.verdict import Verdict
 from reports.wording import homeless, may_tell, private
 
@@ -98,8 +98,9 @@ class Run:
         self.facts |= {"started": before["started"], "command": before["command"], "resumed": parts}
         self.records = list(former)
 
-    def add(self, record: Record) -> None:
-        line = record.line()
+    def add(self, line: str) -> None:
+        """Keep a check's record, handed over as its line. Raises OSError where it cannot be written."""
+        record = parse(line)
         if may_tell(line):
             record = Record(**private(vars(record)))
             line = record.line()

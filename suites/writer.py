@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from reports.record import parse
 from reports.run import Run
 
 
@@ -23,7 +22,7 @@ class Writer:
         if not line:
             return
         try:
-            self.run.add(parse(line))
+            self.run.add(line)
         except OSError as error:
             # nothing that is measured from here on could be kept
             pytest.exit(f"the record of {report.nodeid} cannot be written: {error}", returncode=2)

@@ -93,7 +93,7 @@ def test_a_report_is_rendered_from_its_folder_alone_and_without_torch(tmp_path):
     run = Run(tmp_path / "run", {"python": "3.11", "versions": {"torch": "2"}}, {"deployment": "a | <b>", "seed": 0})
     run.open()
     for record in (RECORD, failed):
-        run.add(record)
+        run.add(record.line())
     terms = {"owed": ["A-1"], "scope": "all"}
     run.close(judge(run.records, **terms), terms)
     written = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
@@ -180,7 +180,7 @@ def test_a_job_on_github_gets_the_short_form(tmp_path, monkeypatch):
         run = Run(tmp_path / folder, {}, {})
         run.open()
         for record in records:
-            run.add(record)
+            run.add(record.line())
         run.close(judge(run.records, **terms), terms)
 
     told = (tmp_path / "summary.md").read_text(encoding="utf-8")

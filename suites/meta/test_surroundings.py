@@ -171,7 +171,7 @@ def test_a_folder_is_one_runs_until_it_is_closed(tmp_path):
     with pytest.raises(FileExistsError, match=r"another run is writing to .*: wait, or give this one its own folder"):
         Run(tmp_path, {}, {}, former=[]).open()
 
-    first.add(RECORD)
+    first.add(RECORD.line())
     del first
     with pytest.raises(ValueError, match="another run has gone on there meanwhile"):
         Run(tmp_path, {}, {}, former=[]).open()
