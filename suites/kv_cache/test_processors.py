@@ -10,6 +10,8 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 LLAMA = pytest.mark.applies(real=(False,), tier=("standard",), architecture=("llama",))
 LENGTH, COUNT = 21, 8
 HOT, BEAMS = {"do_sample": True, "temperature": 1.5, "top_k": 0}, {"num_beams": 3}
+# Of prompts that are answered twice 6 in 183 were answered alike by chance, over 61 seeds: all of so many once in 1e11.
+MANY = 8
 # How many prompts, and what is asked for.
 WAYS = {"greedy": (3, {}), "drawn": (3, HOT), "beams": (3, BEAMS), "drawn-beams": (3, BEAMS | HOT)}
 
@@ -60,8 +62,8 @@ def test_a_row_says_what_it_may(case, dtype, way, device, model, make_ids, judge
 @pytest.mark.parametrize("way", ["drawn-beams"])
 def test_beams_are_drawn(case, dtype, way, device, model, make_ids, draw, judge):
     """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
-    rows, how = WAYS[way]
-    prompts = make_ids(batch=rows, length=LENGTH)
+    _, how = WAYS[way]
+    prompts = make_ids(batch=MANY, length=LENGTH)
 
     with seeded(draw):
         first, second = (generated(model, prompts, COUNT, **how) for _ in range(2))
