@@ -35,12 +35,12 @@ pytest_runtest_setup = collection.pytest_runtest_setup
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Any:
-    """The last of some checks of real models leaves room for what follows, and so do a file of checks and an area."""
+    """An area leaves room for what follows, and so does the last of some checks of real models."""
     result = yield
-    ends = nextitem is None or nextitem.path != item.path
-    if ends:
-        bench_of(item.config).shelf.forget(models=nextitem is None or checks.area(nextitem) != checks.area(item))
-    if ends or (is_real(item) and not is_real(nextitem)):
+    area_ends = nextitem is None or checks.area(nextitem) != checks.area(item)
+    if area_ends or nextitem.path != item.path:
+        bench_of(item.config).shelf.forget(models=area_ends)
+    if area_ends or (is_real(item) and not is_real(nextitem)):
         meters.give_back()
     return result
 
