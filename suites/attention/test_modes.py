@@ -43,6 +43,24 @@ def test_rows_are_the_same_in_every_mode(case, mode, dtype, device, make_ids, tr
     with run():
         candidates = after_padding(model, rows, Padding("left"))
 
+    _judge_rows(judge, truth, model, rows, candidates, dtype)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("mask", [torch.bool, torch.int32, torch.float32], ids=["bools", "ints", "floats"])
+@SMALL
+def test_a_mask_of_any_dtype_hides_padding(case, mask, dtype, device, model, make_ids, truth, judge):
+    """ATTN-16: a row of a padded batch MUST have the logits that it has alone, as a prompt and one cached step on."""
+    long, short = make_ids(batch=2, length=41)
+    rows = [long, short[:24]]
+
+    candidates = after_padding(model, rows, Padding("left"), mask)
+
+    _judge_rows(judge, truth, model, rows, candidates, dtype)
+
+
+def _judge_rows(judge, truth, model, rows, candidates, dtype):
     for name, row, candidate in zip(("long", "short"), rows, candidates, strict=True):
         golden, reference = (truth(model, row[None], precision)[0] for precision in (torch.float64, dtype))
         judge(candidate.detach().clone(), reference, golden, what=f"{name} row")

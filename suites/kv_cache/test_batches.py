@@ -63,6 +63,28 @@ def test_padded_row_is_answered_as_alone(case, kv_cache, dtype, device, model, m
 
     answers = generated(model, ids, COUNT, real, **how)
 
+    _judge_answers(judge, truth, model, rows, answers, dtype)
+
+
+# What else than int64 says which tokens are real, and how long the answers are then.
+KINDS, SOME = {"bools": torch.bool, "ints": torch.int32, "floats": torch.float32}, 6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
+@pytest.mark.parametrize("mask", KINDS)
+@pytest.mark.applies(real=(False,), tier=("standard",))
+def test_padding_is_told_in_any_dtype(case, mask, dtype, device, model, make_ids, truth, judge):
+    """KV-4: a left-padded row MUST have the logits that it has alone, as a prompt and at every cached step."""
+    rows = [row[:length] for row, length in zip(make_ids(len(LENGTHS), max(LENGTHS)), LENGTHS, strict=True)]
+    ids, real = padded_left(rows)
+
+    answers = generated(model, ids, SOME, real.to(KINDS[mask]))
+
+    _judge_answers(judge, truth, model, rows, answers, dtype)
+
+
+def _judge_answers(judge, truth, model, rows, answers, dtype):
     for row, answer in zip(rows, answers, strict=True):
         whole = torch.cat([row, answer])[None]
         golden, reference = (truth(model, whole, d)[0, len(row) - 1 : -1] for d in (torch.float64, dtype))

@@ -9,7 +9,7 @@ from fixtures.caching import misplaced
 from fixtures.decoding import decode, handing, padded_left
 from fixtures.generation import generated
 from fixtures.questions import Usage
-from fixtures.requests import PROMPT, REQUESTS, other_threads, process_settings, settings
+from fixtures.requests import PROMPT, REQUESTS, other_threads, process_settings, random_numbers, settings
 from fixtures.rounded_caches import handed, llama, outlier_inputs
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
@@ -52,11 +52,12 @@ def test_second_request_is_answered_as_the_first(case, kv_cache, dtype, usage, d
 def test_a_request_leaves_all_as_it_was(case, dtype, first, device, make_ids, judge):
     """KV-10: a second request, on a cache that was reset or on a new one, MUST be answered as if it were the first."""
     ids = make_ids(2, PROMPT)
+    case.checkpoint()  # is drawn where nobody has asked for it so far
 
     with other_threads():
-        process = process_settings()
+        process, numbers = process_settings(), random_numbers()
         model = case.load(dtype, device)
-        loaded = settings(model)
+        loaded, since = settings(model), random_numbers()
         REQUESTS[first](model, ids)
         then = settings(model)
 
@@ -64,6 +65,7 @@ def test_a_request_leaves_all_as_it_was(case, dtype, first, device, make_ids, ju
         judge.exactly(f"{what} after a request", value, loaded[what])
     for what, value in process.items():
         judge.exactly(f"{what} after a load", loaded[what], value)
+    judge.exactly("random numbers after a load", since, numbers)
 
 
 ROUNDED = Usage("again", (40, *[1] * 40), frozenset({"rounds", "reset"}), config=llama)

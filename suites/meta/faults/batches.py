@@ -106,3 +106,25 @@ def padding_spreads_nan() -> Iterator[None]:
 
     with patches.interface(change):
         yield
+
+
+@fault(
+    "KV-4",
+    "kv_cache/test_batches.py",
+    "told_in_any_dtype and bools-float32-bigcode-mqa",
+    source="our own: a test of a dtype",
+    unseen="masks of numbers; RoPE and ALiBi, which know distances only",
+)
+def masks_of_bools_leave_positions_to_slots() -> Iterator[None]:
+    """`generate` counts a row's positions by a mask of numbers, and by slots where it is of bools."""
+
+    def change(original: Any, model: Any, ids: Any, *args: Any, **more: Any) -> Any:
+        prepared = original(model, ids, *args, **more)
+        mask, positions = prepared.get("attention_mask"), prepared.get("position_ids")
+        if mask is not None and mask.dtype == torch.bool and positions is not None:
+            slots = torch.arange(mask.shape[-1] - positions.shape[-1], mask.shape[-1], device=positions.device)
+            prepared["position_ids"] = slots.expand_as(positions)
+        return prepared
+
+    with patches.generation("prepare_inputs_for_generation", change):
+        yield

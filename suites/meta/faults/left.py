@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,51 @@ def stop_strings_leave_one_thread() -> Iterator[None]:
 def loading_leaves_one_thread() -> Iterator[None]:
     """A load sets torch to one thread, and leaves it so."""
     with after_loading(lambda model: torch.set_num_threads(1)):
+        yield
+
+
+@fault(
+    "KV-10",
+    FILE,
+    "leaves_all and plain and llama-gqa",
+    source="our own: a seed for what a checkpoint lacks, as `set_seed` of trainers",
+    unseen="answers that nothing is drawn for; a process that seeds itself after loading",
+)
+def loading_seeds_all_that_is_drawn() -> Iterator[None]:
+    """A load seeds torch with 0: whatever is drawn after it is the same each time."""
+    with after_loading(lambda model: torch.manual_seed(0)):
+        yield
+
+
+@fault(
+    "KV-10",
+    FILE,
+    "leaves_all and plain and llama-gqa",
+    source="our own: weights that are drawn before the released ones are read",
+    unseen="answers that nothing is drawn for; a process that seeds itself after loading",
+)
+def loading_draws_numbers() -> Iterator[None]:
+    """A load draws numbers of torch's: what a seed gives after it is not what it gives without it."""
+    with after_loading(lambda model: torch.rand(1)):
+        yield
+
+
+@fault(
+    "KV-10",
+    FILE,
+    "leaves_all and sampled and llama-gqa",
+    source="our own: a benchmark's seed, left in a server",
+    unseen="answers of torch, which draws by itself",
+)
+def requests_seed_python() -> Iterator[None]:
+    """A request that is drawn seeds Python's own random numbers: names that are made of them come again."""
+
+    def change(original: Any, model: Any, *args: Any, **more: Any) -> Any:
+        if more.get("do_sample"):
+            random.seed(0)
+        return original(model, *args, **more)
+
+    with patches.generation("generate", change):
         yield
 
 

@@ -240,3 +240,44 @@ def layers_without_positions_are_rotated() -> Iterator[None]:
 
     with swapped(modeling_smollm3.SmolLM3Attention, "__init__", init):
         yield
+
+
+MASKS = "mask_of_any_dtype and {}-float32-llama-gqa"
+
+
+@fault(
+    "ATTN-16",
+    FILE,
+    MASKS.format("floats"),
+    source="https://github.com/pytorch/pytorch/issues/92554",
+    unseen="masks of integers and bools",
+)
+def masks_of_floats_hide_nothing() -> Iterator[None]:
+    """A padding mask of floats is taken for one that is added to scores, where 0 and 1 hide nothing."""
+
+    def model(original: Any, self: Any, *args: Any, **more: Any) -> Any:
+        given = more.get("attention_mask")
+        ignored = given is not None and given.is_floating_point()
+        return original(self, *args, **more | ({"attention_mask": None} if ignored else {}))
+
+    with patches.forward("LlamaModel", model):
+        yield
+
+
+@fault(
+    "ATTN-16",
+    FILE,
+    MASKS.format("bools"),
+    source="https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html, of its key_padding_mask",
+    unseen="masks of numbers",
+)
+def masks_of_bools_say_what_to_hide() -> Iterator[None]:
+    """A padding mask of bools is taken the other way round, as torch's own MultiheadAttention takes it."""
+
+    def model(original: Any, self: Any, *args: Any, **more: Any) -> Any:
+        given = more.get("attention_mask")
+        turned = given is not None and given.dtype == torch.bool
+        return original(self, *args, **more | ({"attention_mask": ~given} if turned else {}))
+
+    with patches.forward("LlamaModel", model):
+        yield
