@@ -61,7 +61,9 @@ def test_a_cache_of_generate_takes_the_predicted_bytes(case, kv_cache, dtype, de
             judge.exactly(f"bytes of the cache of {what}", seen[-1], predicted, unit="bytes")
 
 
-ROOMS = (1024, 2048)
+# What lies beside pages hangs on what the serving thread is at: as a share of what is allowed either side of the middle,
+# at most so much of 22. 2026-11-29.
+ROOMS, HEALTHY = (1024, 2048), 0.14
 HELD = [Traffic("held", lengths=(33, 5), count=4, needs=frozenset({"paged", "managed", "room"}))]
 
 
@@ -85,4 +87,6 @@ def test_pages_take_the_predicted_bytes(case, attention, dtype, traffic, device,
     # Beside them: where each is to be read, in either of two kinds of layers, and a mask of all that go in at once; and
     # as much again for tables of pages, which some devices have.
     beside = 2 * (more - less) * (2 * torch.long.itemsize + TOKENS_AT_ONCE * dtype.itemsize)
-    judge.between("bytes of so many tokens more", held[1] - held[0], predicted, predicted + beside, unit="bytes")
+    judge.between(
+        "bytes of so many tokens more", held[1] - held[0], predicted, predicted + beside, "bytes", healthy=HEALTHY
+    )

@@ -72,6 +72,10 @@ def test_parameters_are_counted_after_a_change(case, dtype, change, device, judg
     judge.exactly("num_parameters()", model.num_parameters(), parameter_count(model.config))
 
 
+# Bytes in Python's heap after a load at most, of 31 with transformers 4.57 to 5.24; another each time. 2026-11-29.
+HEALTHY = 25454
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32], ids=["float32"])
 @pytest.mark.applies(tier=("standard",), real=(False,), architecture=("llama",))
@@ -80,7 +84,9 @@ def test_loads_leave_no_file_in_memory(case, dtype, device, judge):
     grown = heap.growth(lambda: case.load(dtype, device), 3)
 
     most = sum(weight_blocks(case.config(), dtype).values()) // 4
-    judge.no_more("bytes that each load left in Python's heap", max(0, min(grown)), most, unit="bytes")
+    judge.no_more(
+        "bytes that each load left in Python's heap", max(0, min(grown)), most, "bytes", healthy=HEALTHY / most
+    )
 
 
 def _loaded(load, device):
