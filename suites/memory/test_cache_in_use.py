@@ -61,8 +61,8 @@ def test_a_cache_of_generate_takes_the_predicted_bytes(case, kv_cache, dtype, de
             judge.exactly(f"bytes of the cache of {what}", seen[-1], predicted, unit="bytes")
 
 
-# What lies beside pages hangs on what the serving thread is at: as a share of what is allowed either side of the middle,
-# at most so much of 22. 2026-11-29.
+# What lies beside pages hangs on what the serving thread is at: at most so much of 22, as a share of what is allowed on
+# either side of the middle. 2026-11-29.
 ROOMS, HEALTHY = (1024, 2048), 0.14
 HELD = [Traffic("held", lengths=(33, 5), count=4, needs=frozenset({"paged", "managed", "room"}))]
 

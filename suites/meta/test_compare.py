@@ -334,6 +334,23 @@ def test_a_run_is_certified_against_its_baseline(verdict_of, tmp_path, seed, cod
     assert told in found.printed
 
 
+# Of what is measured in bytes, in texts and by threads, which is another each time where nobody took care.
+ASKED = ["--tier=smoke", "suites/memory", "suites/kv_cache/test_reuse.py", "suites/weights"]
+
+
+def test_one_stack_is_safe_to_go_on_with(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    before, after = tmp_path / "before", tmp_path / "after"
+
+    for options in ([f"--report={before}"], [f"--report={after}", f"--baseline={before}"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *ASKED, *options], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+    assert "\nsafe: " in done.stdout
+
+
 def test_what_was_said_is_kept_of_a_trained_model_that_answered_every_token():
     ids, scores = torch.arange(TEXTS * 5).view(TEXTS, 5) % VOCABULARY, logits()[: TEXTS * 5].view(TEXTS, 5, VOCABULARY)
     trained, small = SimpleNamespace(real=True), SimpleNamespace(real=False)
