@@ -36,8 +36,9 @@ def test_logits_of_a_large_model(size, dtype, device, bench, draw, decoded, judg
 TOKENS = 125
 EXPERTS = {**SMALL["mixtral-experts"][1], "num_hidden_layers": 1}
 # By how much the last chosen expert's score must lead the next one's, as a share of itself: half is more than what
-# bfloat16 makes of both.
-DOUBT = 0.5
+# bfloat16 makes of both. Another expert changes more of a token than float64 rounds, which rounds otherwise where an
+# expert has other tokens beside it.
+DOUBT, ROUNDING = 0.5, 1e-9
 
 
 @torch.no_grad()
@@ -53,6 +54,6 @@ def test_experts_in_half_precision_take_every_token(mixture, dtype, device, benc
 
     reference, golden = (decoded(model, ids, kind) for kind in (dtype, torch.float64))
     doubted = logits(model.config, model.state_dict(), ids, dtype=torch.float64, doubt=DOUBT)
-    sure = (golden == doubted).all(-1)
+    sure = (golden - doubted).norm(dim=-1) <= ROUNDING * golden.norm(dim=-1)
     judge.evidence["tokens"] = int(sure.sum())
     judge(*(found[sure][None] for found in (candidate, reference, golden)))
