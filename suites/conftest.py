@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fixtures import inputs, meters, text
+from fixtures import heap, inputs, meters, text
 from fixtures.distances import worst_rows
 from fixtures.judgement import Inconclusive, Judge, Undecided, Unverified
 from fixtures.models import VOCABULARY
@@ -40,7 +40,9 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     area_ends = nextitem is None or checks.area(nextitem) != checks.area(item)
     if area_ends or nextitem.path != item.path:
         bench_of(item.config).shelf.forget(models=area_ends)
+        heap.thaw()
     if area_ends or (is_real(item) and not is_real(nextitem)):
+        heap.thaw()
         meters.give_back()
     return result
 

@@ -108,7 +108,8 @@ def main(arguments: list[str]) -> int:
         seen: Counter[tuple[str, bool]] = Counter()
         for file in Path(samples).iterdir():
             for place, work, seconds in json.loads(file.read_text(encoding="utf-8")):
-                seen[place, work] += seconds
+                if ROOT / place != Path(__file__):  # the watch itself
+                    seen[place, work] += seconds
     print(told(seen))
     return code
 
