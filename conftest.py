@@ -184,6 +184,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         ending.show(report, item, record.outcome, record.message, crash=record.crash)
     if call.when == "teardown" and PENDING in item.stash:  # all is known; whoever writes it may be another process
         report.record = dataclasses.replace(item.stash[PENDING], warnings=_warnings(item)).line()
+    if workers.is_worker(item.config):
+        report.keywords = {}  # of no use to who reads it, and more than all else that is sent of most reports
     return report
 
 

@@ -100,8 +100,7 @@ def parse(line: str) -> Record:
         data = json.loads(line)
     except RecursionError as error:
         raise ValueError("not a record: it is nested too deeply") from error
-    known = {f.name for f in fields(Record)}
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not set(data) <= known:
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not set(data) <= KNOWN:
         raise ValueError(f"not a record of schema {SCHEMA}")
     for name, kind in KINDS.items():
         value = data.get(name)
@@ -120,6 +119,7 @@ def parse(line: str) -> Record:
     return Record(**data)
 
 
+KNOWN = frozenset(f.name for f in fields(Record))
 # What stands under each name of a record's line; a line need not hold more than NEEDED.
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("check", "promise", "statement", "area", "outcome"), str),

@@ -30,7 +30,12 @@ def private(value: Any) -> Any:
 def may_tell(line: str) -> bool:
     """Whether a line of JSON may hold what is not `private`: of most records this is sooner known than taken out."""
     kept = *(secret for secret, _ in _secrets()), *_homes()
-    return "://" in line or any(json.dumps(said)[1:-1] in line for said in kept)
+    return "://" in line or any(_in_json(said) in line for said in kept)
+
+
+@cache
+def _in_json(said: str) -> str:
+    return json.dumps(said)[1:-1]
 
 
 def _secrets() -> list[tuple[str, str]]:
