@@ -36,5 +36,9 @@ def test_decode_is_as_accurate_as_prefill(case, kv_cache, dtype, prompt, device,
     decoded = decode(model, cache, ids, prompt.widths)
 
     judge.exactly("tokens in the cache", int(cache.get_seq_length()), prompt.length)
-    judge(decoded, truth(model, ids, dtype), truth(model, ids, torch.float64))
+    golden, reference = (truth(model, ids, d) for d in (torch.float64, dtype))
+    judge(decoded, reference, golden)
+    if dtype == torch.float32 or case.positions != "alibi":  # of which BLOOM's in half precision is POS-7's to judge
+        # By themselves too: beside a long prompt, what they are all off by is little.
+        judge(*(logits[:, prompt.widths[0] :] for logits in (decoded, reference, golden)), what="steps,")
     judge.evidence |= said(case, decoded, ids)
