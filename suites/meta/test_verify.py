@@ -61,7 +61,7 @@ def run(tmp_path):
     made = Run(tmp_path / "run", ENVIRONMENT, {"seed": 0}, {"deployment.toml": f"[[waiver]]\n{deployment}"})
     made.open()
     for record in RECORDS:
-        made.add(record)
+        made.add(record.line())
     terms = {"owed": ["QUANT-1"], "scope": "all areas"}
     made.close(judge(made.records, **terms), terms)
     return made.folder
