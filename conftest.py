@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import gc
 import os
 import pickle
 import warnings
@@ -147,7 +146,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """pytest collects garbage many times over before it ends; what is alive now goes with the process."""
     if FREEZES in config.stash:
-        gc.freeze()
+        heap.freeze()
 
 
 def _refuse_a_baseline(config: pytest.Config) -> None:

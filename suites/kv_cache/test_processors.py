@@ -62,7 +62,7 @@ def test_a_row_says_what_it_may(case, dtype, way, device, model, make_ids, judge
 @pytest.mark.parametrize("way", ["drawn-beams"])
 def test_beams_are_drawn(case, dtype, way, device, model, make_ids, draw, judge):
     """KV-25: each token MUST be drawn from what its settings make of the golden logits, by itself and anew."""
-    _, how = WAYS[way]
+    how = WAYS[way][1]
     prompts = make_ids(batch=MANY, length=LENGTH)
 
     with seeded(draw):

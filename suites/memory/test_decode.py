@@ -69,7 +69,7 @@ def test_step_in_half_precision_makes_nothing_larger_than_keys(case, dtype, devi
     size, made = largest_made(lambda: feed(model, cache, ids[:, length:], length))
 
     keys = kv_width(model.config) // 2 * dtype.itemsize * (length + 1)
-    judge.exactly("bytes by which a tensor that was made is larger", max(0, size - keys), 0, "bytes", place=made)
+    judge.exactly("bytes that a tensor takes beyond a layer's keys", max(0, size - keys), 0, "bytes", place=made)
 
 
 # On a CPU, where a byte is a byte: what is small comes in blocks on a GPU.

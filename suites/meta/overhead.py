@@ -74,15 +74,15 @@ def watch(folder: Path) -> None:
         seen[where(frame)] += now - last  # type: ignore[assignment]
         last = now
 
-    def told() -> None:
+    def keep() -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         found = [[*place, seconds] for place, seconds in seen.items()]
         (folder / f"{os.getpid()}.json").write_text(json.dumps(found), encoding="utf-8")
 
     signal.signal(signal.SIGPROF, look)
     signal.setitimer(signal.ITIMER_PROF, TICK, TICK)
-    atexit.register(told)
-    os.register_at_fork(after_in_child=lambda: atexit.unregister(told))
+    atexit.register(keep)
+    os.register_at_fork(after_in_child=lambda: atexit.unregister(keep))
 
 
 if folder := os.environ.get(FOLDER):  # as a plugin, which is loaded before anything else
